@@ -14,7 +14,7 @@ InputKind = Literal["text", "two texts", "text after states", "image", "sound"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Recipe of one model: ``transformers.{family}Model`` of ``{family}Config(**settings)``.
+    """Recipe of one model: ``transformers.{family}{head}`` of ``{family}Config(**settings)``.
 
     `kind` is the kind of its inputs. "text after states" is a text that attends to given encoder states. `peak`
     multiplies the matrices of the model, so that attention is far from uniform and differences become visible. It is
@@ -25,6 +25,7 @@ class Architecture:
     settings: dict[str, Any]
     kind: InputKind = "text"
     peak: float = 8.0
+    head: str = "Model"
 
 
 N_FRAMES = 12
@@ -214,6 +215,151 @@ SERVED: dict[str, Architecture] = {
 }
 """Architectures that are captured through transformers' attention interface."""
 
+_LINEAR = {
+    **ROPED, "num_hidden_layers": 4, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_FOUR = {**ROPED, "num_hidden_layers": 4}
+
+HYBRIDS: dict[str, Architecture] = {
+    "lfm2": Architecture("Lfm2", {**_FOUR, "layer_types": ["conv", "full_attention"] * 2}),
+    "lfm2-moe": Architecture(
+        "Lfm2Moe", {**_FOUR, **_EXPERTS, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"] * 2}
+    ),
+    "qwen3-next": Architecture("Qwen3Next", {**_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 16}),
+    "qwen3.5": Architecture("Qwen3_5Text", _LINEAR),
+    "olmo-hybrid": Architecture("OlmoHybrid", {**_LINEAR, "linear_num_key_heads": 4}),
+    "minimax": Architecture(
+        "MiniMax",
+        {
+            **_FOUR,
+            "head_dim": 8,
+            "layer_types": _LINEAR["layer_types"],
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+        },
+    ),
+    "granite-moe-hybrid": Architecture(
+        "GraniteMoeHybrid",
+        {
+            **_FOUR,
+            **_MAMBA,
+            "layer_types": ["mamba", "attention"] * 2,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 32,
+            "position_embedding_type": "rope",
+            "attention_multiplier": 0.3,
+        },
+    ),
+    "jamba": Architecture(
+        "Jamba",
+        {
+            **_FOUR,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 0,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "mamba_d_state": 8,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "bamba": Architecture("Bamba", {**_FOUR, **_MAMBA, "attn_layer_indices": [1, 3]}),
+    "zamba2": Architecture(
+        "Zamba2",
+        {
+            **_FOUR,
+            "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+            "mamba_d_state": 8,
+            "mamba_headdim": 8,
+            "mamba_ngroups": 1,
+            "n_mamba_heads": 8,
+            "num_mem_blocks": 1,
+            "adapter_rank": 4,
+        },
+    ),
+    "nemotron-h": Architecture(
+        "NemotronH",
+        {
+            **ROPED,
+            **_EXPERTS,
+            "num_hidden_layers": 4,
+            "layers_block_type": ["mamba", "attention", "moe", "attention"],
+            "head_dim": 8,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 8,
+            "n_groups": 1,
+            "n_routed_experts": 4,
+            "moe_shared_expert_intermediate_size": 16,
+        },
+    ),
+    "falcon-h1": Architecture("FalconH1", {**ROPED, **_MAMBA, "mamba_d_ssm": 32, "mamba_n_heads": 4, "head_dim": 8}),
+    "recurrent-gemma": Architecture(
+        "RecurrentGemma",
+        {
+            **_FOUR,
+            "lru_width": 32,
+            "block_types": ["recurrent", "attention"],
+            "head_dim": 8,
+            "attention_window_size": 4,
+        },
+        peak=3.0,
+    ),
+    "gemma4": Architecture(
+        "Gemma4Text",
+        {
+            **ROPED,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 61,
+        },
+    ),
+}
+"""Architectures in which layers differ: some have no attention, or heads of another size."""
+
+TASK_HEADS: dict[str, Architecture] = {
+    f"bert, {task}": Architecture("Bert", SMALL, head=head)
+    for task, head in (
+        ("classifier", "ForSequenceClassification"),
+        ("multiple choice", "ForMultipleChoice"),
+        ("next sentence", "ForNextSentencePrediction"),
+        ("question answering", "ForQuestionAnswering"),
+        ("token classifier", "ForTokenClassification"),
+    )
+} | {
+    "llama, classifier": Architecture("Llama", ROPED, head="ForSequenceClassification"),
+    "bart, classifier": Architecture("Bart", BART, kind="two texts", head="ForSequenceClassification"),
+}
+"""Models with a task head. They run without it."""
+
+TOWERS: dict[str, Architecture] = {
+    "siglip text": Architecture("SiglipText", {**SMALL, "max_position_embeddings": 64}, peak=1.5),
+    "siglip vision": Architecture(
+        "SiglipVision",
+        {**{name: SMALL[name] for name in SMALL if name != "vocab_size"}, "image_size": 16, "patch_size": 4},
+        kind="image",
+        peak=1.5,
+    ),
+}
+"""Towers of a model that compares texts with images, and models of which a part is outside the interface."""
+SERVED |= HYBRIDS | TOWERS | TASK_HEADS
+SERVED["longt5"] = Architecture(
+    "LongT5",
+    {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4},
+    kind="two texts",
+    peak=1.5,
+)
+
 EITHER: dict[str, Architecture] = {
     "gpt-j": Architecture("GPTJ", {**GPT2, "rotary_dim": 4}),
     "codegen": Architecture("CodeGen", {**GPT2, "rotary_dim": 4}),
@@ -251,6 +397,9 @@ EAGER: dict[str, Architecture] = {
     "xlm": Architecture("XLM", XLM),
     "flaubert": Architecture("Flaubert", XLM),
     "convbert": Architecture("ConvBert", {**SMALL, "embedding_size": 32}),
+    "xglm": Architecture(
+        "XGLM", {"vocab_size": 61, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48}
+    ),
     "big bird, full": Architecture("BigBird", {**SMALL, "attention_type": "original_full"}),
 }
 """Architectures that compute attention elsewhere; the maps that they return are captured in eager mode."""

@@ -24,6 +24,7 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, Site, TraceSpec
 
+from .architectures import ARCHITECTURES
 from .model_baselines import alone_difference, measure_baselines
 from .tiny_models import build_inputs, build_model, build_probe, sequence_lengths
 
@@ -103,7 +104,8 @@ def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
     RuntimeError
         The fused kernel and torch operations store different numbers.
     """
-    model = build_model(name)
+    model, architecture = build_model(name), ARCHITECTURES[name]
+    kind = architecture.family + architecture.head
     inputs, lengths = build_inputs(name), sequence_lengths(name)
     try:
         sites = find_sites(model, build_probe(name))
@@ -113,9 +115,9 @@ def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
             description = "; ".join([*map(_describe_site, sites.sites), *_describe_widths(sites)])
             companions = _companions(model, sites, inputs, lengths)
             baselines = measure_baselines(model, sites, inputs, lengths)
-            return EagerRow(name, type(model).__name__, description, report.largest, companions, baselines)
+            return EagerRow(name, kind, description, report.largest, companions, baselines)
     except UnsupportedModelError as error:
-        return RefusedRow(name, type(model).__name__, str(error))
+        return RefusedRow(name, kind, str(error))
     stored = check_capture(model, sites, Keep(query_key="float32"), ModelInputs(inputs, {}), lengths).largest
 
     recorder = _Recorder()
@@ -134,8 +136,8 @@ def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
     present = [part for part in PARTS if any(_has(call, part) for call in recorder.calls)]
     return ServedRow(
         name=name,
-        model=type(model).__name__,
-        sites="; ".join(_describe_site(site) for site in sites.sites),
+        model=kind,
+        sites="; ".join([*map(_describe_site, sites.sites), *_missing_parts(sites)]),
         scores=_describe_scores(sites, recorder.calls),
         served_by=_describe_reduction(name, sites, recorder.calls),
         stored=stored,
@@ -177,7 +179,12 @@ def _describe_site(site: Site) -> str:
     kind = "causal" if site.causal else "cross" if site.name == "cross" else "full"
     shared = f" over {site.n_kv_heads} key heads" if site.n_kv_heads != site.n_heads else ""
     words = site.name if kind == site.name or site.name == "cross" else f"{site.name}, {kind}"
-    return f"{words}: {site.n_layers} × {site.n_heads}{shared}"
+    numbers = f" ({site.layer_text})" if site.layer_numbers else ""
+    return f"{words}: {site.n_layers}{numbers} × {site.n_heads}{shared}"
+
+
+def _missing_parts(sites: ModelSites) -> list[str]:
+    return [f"without {part}" for omission in sites.left_out if omission.what == "sites" for part in omission.names]
 
 
 def _describe_scores(sites: ModelSites, calls: list[AttentionCall]) -> str:

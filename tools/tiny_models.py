@@ -20,7 +20,7 @@ TARGET_LENGTHS: tuple[int, ...] = (5, 7, 2)
 def build_model(name: str, head: bool = False) -> PreTrainedModel:
     """Build a random model of one architecture, in evaluation mode, with attention far from uniform.
 
-    With `head` the model has a language-model head and can generate text.
+    With `head` the model has a language-model head and can generate text. A task head of the architecture is left out.
     """
     import transformers
 
@@ -29,9 +29,10 @@ def build_model(name: str, head: bool = False) -> PreTrainedModel:
     torch.manual_seed(0)
     config._attn_implementation = "eager"
     suffix = "ForConditionalGeneration" if architecture.kind == "two texts" else "ForCausalLM"
-    if architecture.family == "GPT2":
+    suffix = suffix if head else architecture.head
+    if architecture.family == "GPT2" and head:
         suffix = "LMHeadModel"
-    model = getattr(transformers, f"{architecture.family}{suffix if head else 'Model'}")(config)
+    model = getattr(transformers, f"{architecture.family}{suffix}")(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "embed" not in parameter_name.lower():
@@ -41,7 +42,7 @@ def build_model(name: str, head: bool = False) -> PreTrainedModel:
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx].normal_()  # as in checkpoints; zeros would hide the effect of padding
-    return model.eval()
+    return (model if head else model.base_model).eval()
 
 
 def build_inputs(
@@ -79,7 +80,7 @@ def sequence_lengths(name: str) -> dict[str, list[int]]:
     architecture = ARCHITECTURES[name]
     if architecture.kind == "image":
         patches = (architecture.settings["image_size"] // architecture.settings["patch_size"]) ** 2
-        return {"source": [patches + 1] * len(LENGTHS)}
+        return {"source": [patches + (architecture.family != "SiglipVision")] * len(LENGTHS)}  # SigLIP has no [CLS]
     if architecture.kind == "text":
         return {"source": list(LENGTHS)}
     source = [N_FRAMES // 2] * len(LENGTHS) if architecture.kind == "sound" else list(LENGTHS)

@@ -120,7 +120,7 @@ def model_view(
 
 def neuron_view(
     example: Example,
-    layer: int = 0,
+    layer: int | None = None,
     head: int = 0,
     *,
     query: int | None = None,
@@ -137,7 +137,7 @@ def neuron_view(
     example
         An example of a store, or ``headatlas.pipeline.trace(model, tokenizer, text)``.
     layer, head, query
-        Row that is shown first. `query` defaults to the first token that is not special.
+        Row that is shown first, by default of the first layer and of the first token that is not special.
     include_layers
         Layers to put into the document; all by default.
 
@@ -152,7 +152,7 @@ def neuron_view(
             "Pass an example of a store, open_store(path).examples[0], or headatlas.pipeline.trace(model, tokenizer, text)."
         )
     first_site = _sites(example, site)[0]
-    parts = [neuron_part(example, first_site, layer_numbers(include_layers, first_site.n_layers))]
+    parts = [neuron_part(example, first_site, layer_numbers(include_layers, first_site.layers))]
     selected = _head_names(parts[0], layer, [head])
     n_queries = parts[0]["shape"][2]
     if query is not None and not 0 <= query < n_queries:
@@ -184,7 +184,7 @@ def _read_parts(
     if not isinstance(attention, Example):
         return _tensor_parts(attention, tokens, seq2seq, sentence_b_start, prettify, include_layers), None
     sites = _sites(attention, site)
-    return [example_part(attention, s, layer_numbers(include_layers, s.n_layers)) for s in sites], attention.text
+    return [example_part(attention, s, layer_numbers(include_layers, s.layers)) for s in sites], attention.text
 
 
 def _tensor_parts(

@@ -94,7 +94,7 @@ class Batch:
             if mask.stored is not None:
                 store_visible(check.visible, site, mask.stored, placement, run, arrays)
             for row, difference in check.differences.items():
-                self.fail(run.start + row, placement, f"{site.name} layer {layer}: {difference}")
+                self.fail(run.start + row, placement, f"{site.name} layer {site.layers[layer]}: {difference}")
 
     def check_weights(self, weights: Tensor, site: Site, layer: int, arrays: SiteArrays) -> None:
         """Compare the maps ``[batch, head, query, key]`` of a layer with its mask: hidden keys must have no weight.
@@ -113,7 +113,7 @@ class Batch:
             shown = torch.from_numpy(mask.shows(np.arange(run.n_queries)[:, None], np.arange(run.n_keys)))
             for row, query, key, _ in _first_cells(has_weight & ~shown.to(maps.device), has_weight, run):
                 reason = f"query {query} has a weight on key {key}, unlike in the mask of this layer ({mask})"
-                self.fail(run.start + row, placement, f"{site.name} layer {layer}: {reason}")
+                self.fail(run.start + row, placement, f"{site.name} layer {site.layers[layer]}: {reason}")
 
     def fail(self, row: int, placement: SitePlacement, reason: str) -> None:
         """Record why an example cannot be stored. The first reason is kept."""

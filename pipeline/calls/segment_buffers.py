@@ -260,7 +260,7 @@ class SegmentBuffers:
             if len(missing):
                 layer, example = missing[0]
                 raise HeadAtlasError(
-                    f"{len(missing)} maps of site {site.name} were not computed, the first in layer {layer} of example "
+                    f"{len(missing)} maps of site {site.name} were not computed, the first in layer {site.layers[layer]} of example "
                     f"{example} of the segment. The segment is not stored. Please report this."
                 )
 

@@ -14,7 +14,7 @@ from ..calls.batch import Batch
 from ..calls.segment_buffers import SegmentBuffers
 from ..reduce.reduction import Reduction
 from ..reduce.torch_reduction import TorchReduction
-from .sites import CallSequence, ModelSites
+from .sites import CallSequence, ModelSites, uniform_call
 
 
 class TraceCollector:
@@ -43,6 +43,7 @@ class TraceCollector:
         assert self._buffers is not None, "begin() comes before the forward pass"
         site_call = self._sequence.next(call.module)
         site, arrays = self._sites.site(site_call.site), self._buffers.sites[site_call.site]
+        call = uniform_call(call, site)
         self._batch.check_mask(call, site, site_call.layer, arrays)
         return self._reduction.reduce(call, site, site_call.layer, self._batch, arrays)
 

@@ -49,7 +49,7 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> ModelSit
         try:
             return replace(discover_eager_sites(model, inputs), why_eager=reason)
         except UnsupportedModelError as eager_error:
-            raise UnsupportedModelError(f"{reason} {eager_error}") from eager_error
+            raise UnsupportedModelError(f"{reason} {eager_error} {SUPPORTED}") from eager_error
 
 
 def require_keep(model: PreTrainedModel, sites: ModelSites, keep: Keep) -> None:
@@ -105,11 +105,17 @@ def discover_eager_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -
         query = sizes["decoder_" if two_sided and site_name != "encoder" else ""]
         key = sizes["decoder_" if two_sided and site_name == "decoder" else ""]
         wrong_map = next((m for m in maps if not _is_map(m) or tuple(m.shape[2:]) != (query, key)), None)
-        if wrong_map is not None or len({m.shape[1] for m in maps}) > 1:
-            shape = None if wrong_map is None else tuple(wrong_map.shape)
+        if wrong_map is not None:
+            shape = tuple(wrong_map.shape) if isinstance(wrong_map, Tensor) else type(wrong_map).__name__
             raise UnsupportedModelError(
                 f"In eager mode {name} returns {site_name} attention of shape {shape}; expected one map of {query} "
-                f"queries and {key} keys for each head, and the same number of heads in every layer."
+                f"queries and {key} keys for each head."
+            )
+        head_counts = [m.shape[1] for m in maps]
+        if len(set(head_counts)) > 1:
+            raise UnsupportedModelError(
+                f"In eager mode {name} returns {head_counts} {site_name} maps by layer; expected the same number of heads "
+                "in every layer."
             )
         sites.append(_site(site_name, maps, two_sided))
         calls += [SiteCall(_call_name(site_name, layer), site_name, layer) for layer in range(len(maps))]
@@ -185,10 +191,12 @@ def read_attentions(model: PreTrainedModel, sites: ModelSites, output: Any) -> d
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
     maps_by_site: dict[SiteName, Sequence[Tensor]] = {}
     for site in sites.sites:
-        maps = getattr(output, _OUTPUTS[site.name] if two_sided or site.name == "cross" else "attentions", None)
-        if maps is None or len(maps) != site.n_layers or any(layer is None for layer in maps):
+        maps = getattr(output, _OUTPUTS[site.name] if two_sided or site.name == "cross" else "attentions", None) or ()
+        if len(maps) > site.layers[-1]:  # one entry for each layer of the model, also for those without attention
+            maps = [maps[layer] for layer in site.layers]
+        if len(maps) != site.n_layers or any(layer is None for layer in maps):
             raise UnsupportedModelError(
-                f"{type(model).__name__} returns {len(maps or ())} eager attention maps for {site.n_layers} "
+                f"{type(model).__name__} returns {len(maps)} eager attention maps for {site.n_layers} "
                 f"{site.name} layers; expected one for each layer."
             )
         maps_by_site[site.name] = maps

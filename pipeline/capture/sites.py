@@ -7,14 +7,19 @@ sides of an encoder–decoder have different lengths in the probe, so cross-atte
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+import torch.nn.functional as F
 
 from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.layer_masks import LayerMask
+from headatlas.store.schema.omissions import LISTED_NAMES, Omission
 from headatlas.store.schema.traces import CaptureMode, Site, SiteName
 
 from ..calls.attention_hook import AttentionCall, capturing
@@ -23,6 +28,7 @@ from ..calls.mask_rules import probed_mask, visible_keys
 from ..calls.rotary import recording_rotations, rotary_frequency
 from ..calls.score_terms import find_parts, has_bias
 from ..models.attention_implementation import SUPPORTED
+from .attention_modules import AttentionWatch, layer_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +42,7 @@ class SiteCall:
     module: str
     site: SiteName
     layer: int
+    """Index on the layer axis of the site."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class ModelSites:
     capture: CaptureMode = "interface"
     why_eager: str = ""
     """Reason why the interface does not serve the model, in mode `eager`."""
+    left_out: tuple[Omission, ...] = ()
+    """Attention of the model that is in no site, and layers without attention."""
 
     def site(self, name: SiteName) -> Site:
         """Return the site of that name."""
@@ -70,13 +79,14 @@ class CallSequence:
         """
         if self._n_calls >= len(self._expected):
             raise UnsupportedModelError(
-                f"{module} was called after all {len(self._expected)} expected attention calls."
+                f"{module} made an attention call after the {len(self._expected)} calls that a forward pass made when "
+                "the model was probed. Its calls depend on the text, so it cannot be captured. Please report it."
             )
         expected = self._expected[self._n_calls]
         if expected.module != module:
             raise UnsupportedModelError(
-                f"attention call {self._n_calls} came from {module}; expected {expected.module}. The order of layers "
-                "changed."
+                f"attention call {self._n_calls} came from {module}, but from {expected.module} when the model was "
+                "probed. Its calls depend on the text, so it cannot be captured. Please report it."
             )
         self._n_calls += 1
         return expected
@@ -92,7 +102,8 @@ class CallSequence:
         n_calls, self._n_calls = self._n_calls, 0
         if n_calls != len(self._expected):
             raise UnsupportedModelError(
-                f"the model made {n_calls} attention calls in a forward pass, expected {len(self._expected)}."
+                f"the model made {n_calls} attention calls in a forward pass, but {len(self._expected)} when it was "
+                "probed. Its calls depend on the text, so it cannot be captured. Please report it."
             )
 
     def restart(self) -> None:
@@ -118,10 +129,11 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     Raises
     ------
     UnsupportedModelError
-        The interface received no call, or not the calls of all layers, or layers differ in shape.
+        The interface received no call, or some layers of a site compute attention outside the interface, or layers
+        differ in their number of heads.
     """
-    recorder = _Recorder()
-    with capturing(model, recorder), recording_rotations(model) as rotation, masks_as_functions():
+    recorder, watch = _Recorder(), AttentionWatch(model)
+    with capturing(model, recorder), recording_rotations(model) as rotation, masks_as_functions(), watch:
         run_model(model, inputs)
     if not recorder.calls:
         raise UnsupportedModelError(
@@ -131,35 +143,32 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     names: list[SiteName] = [_site_name(model, call) for call in recorder.calls]
     by_site: dict[SiteName, list[AttentionCall]] = {}
     calls: list[SiteCall] = []
-    modules = dict(model.named_modules())
     for name, call in zip(names, recorder.calls, strict=True):
-        layer = len(by_site.setdefault(name, []))
-        layer_index = getattr(modules[call.module], "layer_idx", None)
-        if isinstance(layer_index, int) and layer_index != layer:
-            raise UnsupportedModelError(
-                f"{call.module} is call {layer} of the {name} site, but its layer_idx is {layer_index}: some layers do "
-                f"not use the attention interface. {SUPPORTED}"
-            )
-        by_site[name].append(call)
-        calls.append(SiteCall(call.module, name, layer))
+        site_calls = by_site.setdefault(name, [])
+        calls.append(SiteCall(call.module, name, len(site_calls)))
+        site_calls.append(call)
+    left_out = watch.left_out([call.module for call in calls], "images" if "pixel_values" in inputs else "text")
+    numbers: dict[SiteName, tuple[int, ...]] = {}
     for name, site_calls in by_site.items():
-        expected = count_layers(model, name)
-        if expected is not None and expected != len(site_calls):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} has {expected} {name} layers but made {len(site_calls)} attention calls "
-                f"there. {SUPPORTED}"
-            )
+        modules = [call.module for call in site_calls]
+        numbers[name] = _layer_numbers(model, name, modules, watch)
+        stems = {_stem(module) for module in modules}
+        idle = {layer_number(module, watch.modules[module]) for module in watch.idle if _stem(module) in stems}
+        left_out = [*_layers_left_out(model, name, numbers[name], idle), *left_out]
     rotary = any("rotary" in type(module).__name__.lower() for module in model.modules())
     order: list[SiteName] = [name for name in get_args(SiteName) if name in by_site]
     # A decoder with encoder states as input also has two sequences, even if is_encoder_decoder is not set.
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False)) or "cross" in by_site
     rotated_calls = [call for name, call in zip(names, recorder.calls, strict=True) if name != "cross"]
     frequency = rotary_frequency(rotation, rotated_calls)
-    sites = [_site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order]
+    sites = [
+        _site(name, by_site[name], numbers[name], rotary, () if name == "cross" else frequency, two_sided)
+        for name in order
+    ]
     described = (
         with_masks(site, [probed_mask(call, causal=site.causal) for call in by_site[site.name]]) for site in sites
     )
-    return ModelSites(tuple(described), tuple(calls))
+    return ModelSites(tuple(described), tuple(calls), left_out=tuple(left_out))
 
 
 def with_masks(site: Site, masks: Sequence[LayerMask | None]) -> Site:
@@ -171,6 +180,72 @@ def with_masks(site: Site, masks: Sequence[LayerMask | None]) -> Site:
         "stored_masks": tuple(layer for layer, mask in enumerate(masks) if mask is None),
     }
     return site.model_copy(update=update)
+
+
+def _layer_numbers(model: PreTrainedModel, site: SiteName, names: list[str], watch: AttentionWatch) -> tuple[int, ...]:
+    """Return the number of the layer of each call. They are not consecutive if some layers have no attention.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Layers without a call compute attention outside the interface, or calls are not one for each layer.
+    """
+    modules, kind = dict(model.named_modules()), type(model).__name__
+    expected = count_layers(model, site)
+    numbers = [layer_number(name, modules[name]) for name in names]
+    if None in numbers or any(a >= b for a, b in itertools.pairwise(n or 0 for n in numbers)):
+        numbers = list(range(len(names)))  # modules that layers share, or blocks that count from 0 in each stage
+        if expected is not None and expected != len(names):
+            raise UnsupportedModelError(
+                f"{kind} has {expected} {site} layers but made {len(names)} attention calls there, and the names of "
+                f"their modules ({', '.join(names[:3])}, …) do not number the layers. {SUPPORTED}"
+            )
+    layers = tuple(number for number in numbers if number is not None)
+    if expected is not None and layers[-1] >= expected:
+        raise UnsupportedModelError(
+            f"{kind} has {expected} {site} layers according to its configuration, but layer {layers[-1]} made an "
+            f"attention call ({names[-1]}). {SUPPORTED}"
+        )
+    stems = {_stem(name) for name in names}
+    for name in watch.outside(names):
+        if _stem(name) in stems and layer_number(name, modules[name]) not in layers:
+            raise UnsupportedModelError(
+                f"{kind}: {name} computes attention outside transformers' attention interface, and other {site} "
+                f"layers do so inside it. {SUPPORTED}"
+            )
+    return layers
+
+
+def _stem(name: str) -> str:
+    """Return the part of a module's name before its first number, such as ``decoder.block``."""
+    return re.split(r"(?:^|\.)\d+(?:\.|$)", name)[0]
+
+
+def _layers_left_out(
+    model: PreTrainedModel, site: SiteName, layers: tuple[int, ...], idle: set[int | None]
+) -> list[Omission]:
+    """Return the layers without attention. `idle` are those whose attention did not run; other omissions name them."""
+    n_layers = max(count_layers(model, site) or 0, layers[-1] + 1)
+    missing = [str(layer) for layer in range(n_layers) if layer not in layers and layer not in idle]
+    if not missing:
+        return []
+    reason = f"the model has no softmax attention in these {site} layers"
+    return [Omission(what="layers", n=len(missing), reason=reason, names=tuple(missing[:LISTED_NAMES]))]
+
+
+def uniform_call(call: AttentionCall, site: Site) -> AttentionCall:
+    """Return a call with the site's number of key heads and `d_head`, and the same scores and output.
+
+    Layers may be smaller than the largest one of their site. Query and key are filled up with zeros, and key heads are
+    repeated.
+    """
+    n_missing, repeats = site.d_head - call.query.shape[3], site.n_kv_heads // call.key.shape[1]
+    if n_missing:
+        call = replace(call, query=F.pad(call.query, (0, n_missing)), key=F.pad(call.key, (0, n_missing)))
+    if repeats > 1:
+        key, value = (vectors.repeat_interleave(repeats, dim=1) for vectors in (call.key, call.value))
+        call = replace(call, key=key, value=value)
+    return call
 
 
 def forward_options(model: PreTrainedModel) -> dict[str, Any]:
@@ -235,17 +310,26 @@ def count_layers(model: PreTrainedModel, site: SiteName) -> int | None:
 
 
 def _site(
-    name: SiteName, calls: list[AttentionCall], rotary: bool, frequency: tuple[float, ...], two_sided: bool
+    name: SiteName,
+    calls: list[AttentionCall],
+    layers: tuple[int, ...],
+    rotary: bool,
+    frequency: tuple[float, ...],
+    two_sided: bool,
 ) -> Site:
-    shapes = {(call.query.shape[1], call.key.shape[1], call.query.shape[3]) for call in calls}
-    if len(shapes) > 1:
+    head_counts = {call.query.shape[1] for call in calls}
+    if len(head_counts) > 1:
+        by_layer = ", ".join(f"{layer}: {call.query.shape[1]}" for layer, call in zip(layers, calls, strict=True))
         raise UnsupportedModelError(
-            f"the {name} layers have different shapes (heads, key heads, d_head): {sorted(shapes)}; expected one shape"
+            f"the {name} layers have different numbers of heads ({by_layer}). A store holds the same number of heads "
+            "in every layer of a site."
         )
-    n_heads, n_kv_heads, d_head = shapes.pop()
+    n_heads, n_kv_heads = head_counts.pop(), math.lcm(*(call.key.shape[1] for call in calls))
+    d_head = max(call.query.shape[3] for call in calls)
     return Site(
         name=name,
         n_layers=len(calls),
+        layer_numbers=() if layers == tuple(range(len(layers))) else layers,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         d_head=d_head,

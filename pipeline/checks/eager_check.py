@@ -19,6 +19,7 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.traces import Keep, TraceSpec
 
 from ..calls.segment_buffers import SegmentBuffers
+from ..capture.attention_modules import SOFTMAX
 from ..capture.collector import TraceCollector
 from ..capture.eager import forwarding
 from ..capture.sites import ModelSites
@@ -29,12 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-SOFTMAXES = torch.ops.aten._softmax, torch.ops.aten.softmax
-"""Operations of a softmax. In inference mode the second does not call the first."""
-
-
 class SoftmaxRecorder(TorchDispatchMode):
-    """Dispatch mode that records every softmax ``[batch, head, query, key]`` inside the block."""
+    """Dispatch mode that records every softmax inside the block: ``[batch, head, query, key]`` or ``[batch · head, …]``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +42,7 @@ class SoftmaxRecorder(TorchDispatchMode):
     ) -> Any:
         """Run the operation, and record its result if it is a softmax."""
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in SOFTMAXES and result.ndim == 4:
+        if func.overloadpacket in SOFTMAX and result.ndim in (3, 4):
             self.softmaxes.append(result.detach().clone())
         return result
 
@@ -99,7 +96,7 @@ def check_eager(
             nearest = int(np.argmin(worst)) if worst else -1
             if not worst or not worst[nearest] <= bound:
                 raise UnsupportedModelError(
-                    f"{type(model).__name__}: the attention that it returns for {site.name} layer {layer} is none of "
+                    f"{type(model).__name__}: the attention that it returns for {site.name} layer {site.layers[layer]} is none of "
                     f"the {len(softmaxes)} softmaxes of its forward pass. The nearest differs by "
                     f"{min(worst, default=float('inf')):.3g}; expected at most {bound:g}. This model cannot be "
                     "captured."
@@ -117,7 +114,14 @@ def _differences(maps: list[np.ndarray], softmax: np.ndarray) -> list[np.ndarray
     The list is empty if the shapes do not match.
     """
     n, m = (max(weights.shape[axis] for weights in maps) for axis in (1, 2))
-    if softmax.shape[:2] != (len(maps), len(maps[0])) or softmax.shape[2] < n or softmax.shape[3] < m:
+    if softmax.ndim == 3 and softmax.shape[0] == len(maps) * len(maps[0]):  # heads are folded into the batch
+        softmax = softmax.reshape(len(maps), len(maps[0]), *softmax.shape[1:])
+    if (
+        softmax.ndim != 4
+        or softmax.shape[:2] != (len(maps), len(maps[0]))
+        or softmax.shape[2] < n
+        or softmax.shape[3] < m
+    ):
         return []
     crops = [softmax[i, :, : weights.shape[1], : weights.shape[2]] for i, weights in enumerate(maps)]
     return [np.abs(weights - crop) for weights, crop in zip(maps, crops, strict=True)]

@@ -20,11 +20,12 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.layer_masks import LayerMask, fit_mask
 from headatlas.store.schema.traces import Site, SiteName
 
+from ..capture.attention_modules import SOFTMAX
 from ..capture.eager import read_attentions
 from ..capture.sites import ModelSites, run_model, with_masks
 from ..corpora.examples import EncodedExample
-from ..tokens.model_inputs import InputBuilder, max_model_tokens
-from .eager_check import SOFTMAXES
+from ..models.position_limit import token_limit
+from ..tokens.model_inputs import InputBuilder
 from .selfcheck import most_checked_tokens
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def describe_masks(
         return sites
     limit = most_checked_tokens(sites.sites)
     if tokenizer is not None:
-        limit = min(limit, max_model_tokens(model, tokenizer) or limit)
+        limit = min(limit, token_limit(model, tokenizer).default or limit)
     present = [example for example in examples if len(example.source)]
     longest = max(present, key=lambda example: len(example.source))
     stated = [
@@ -115,7 +116,7 @@ def _eager_masks(model: PreTrainedModel, sites: ModelSites, inputs: Mapping[str,
         output = run_model(model, inputs, output_attentions=True)
     for name, maps in read_attentions(model, sites, output).items():
         for layer, weights in enumerate(maps):
-            label = f"{name} layer {layer}"
+            label = f"{name} layer {sites.site(name).layers[layer]}"
             candidates = [s for s in recorder.softmaxes if s[0].numel() == weights.numel()]
             nearest = min(candidates, key=lambda s: _distance(s[0], weights), default=None)
             # without a softmax of its own the map fails the self-check
@@ -139,7 +140,7 @@ class _ScoreRecorder(TorchDispatchMode):
     ) -> Any:
         """Run the operation, and record it if it is a softmax over keys."""
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in SOFTMAXES and result.ndim >= 3:
+        if func.overloadpacket in SOFTMAX and result.ndim >= 3:
             scores = args[0]
             visible = scores > scores.amax(dim=-1, keepdim=True) - HIDDEN_BELOW
             self.softmaxes.append((result.detach().clone(), visible))

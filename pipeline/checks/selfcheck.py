@@ -132,7 +132,7 @@ def check_capture(
                     head = int(difference.reshape(site.n_heads, -1).max(axis=1).argmax())
                     raise UnsupportedModelError(
                         f"{type(model).__name__}: captured attention differs from the model's own by {worst:.3g} "
-                        f"({site.name} layer {layer}, head {head}, example {i} of {n} tokens); expected at most "
+                        f"({site.name} layer {site.layers[layer]}, head {head}, example {i} of {n} tokens); expected at most "
                         f"{largest_bound:g}. This model cannot be captured. Please report it."
                     )
                 largest, total, count = max(largest, worst), total + float(difference.sum()), count + difference.size
@@ -149,7 +149,7 @@ def check_capture(
                             raise UnsupportedModelError(
                                 f"{type(model).__name__}: attention rebuilt from stored query and key ({codec}) "
                                 f"differs from the model's own by {float(rebuilt_difference.max()):.3g} ({site.name} "
-                                f"layer {layer}, example {i}). "
+                                f"layer {site.layers[layer]}, example {i}). "
                                 "Rounding does not explain that. Keep attention instead "
                                 '(keep.query_key = "none").'
                             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,6 +196,7 @@ def _projection_json(projection: JobProjection, job: Job) -> dict[str, Any]:
         "n_skipped": len(job.skipped),
         "n_quarantined": job.n_quarantined,
         "left_out": _left_out(job).to_json(),
+        "notes": {name: list(notes) for name, notes in job.notes.items()},
         **asdict(projection),
         "raw_bytes": projection.raw_bytes,
         "stored_bytes": projection.stored_bytes,
@@ -223,7 +225,8 @@ def _print_projection(projection: JobProjection, job: Job) -> None:
         f"({projection.wasted_tokens:.1%} of computed tokens are padding)",
         highlight=False,
     )
-    for line in (*map(str, _left_out(job)), *read_renamed(job.provenance).lines()):
+    lines = [*chain.from_iterable(job.notes.values()), *map(str, _left_out(job)), *read_renamed(job.provenance).lines()]
+    for line in lines:
         console.print(line, highlight=False, markup=False)
     origin = "from a sample" if projection.besides else "an estimate"
     table = Table("array", "raw", f"on disk ({origin})", box=None, header_style="bold")

@@ -290,7 +290,8 @@ def _nested_columns(schema: Any) -> tuple[dict[str, str], set[str]]:
         for field in schema
         if not _is_plain(field.type) and not any(check(field.type) for check in dates)
     }
-    return nested, {field.name for field in schema if field.name in nested and _is_readable_list(field.type)}
+    lists = {field.name for field in schema if _is_readable_list(field.type) or _is_conversation(field.type)}
+    return nested, lists & nested.keys()
 
 
 def _is_plain(kind: Any) -> bool:
@@ -315,3 +316,24 @@ def _is_readable_list(kind: Any) -> bool:
     item = kind.value_type
     fields = [item.field(i).type for i in range(item.num_fields)] if pa.types.is_struct(item) else [item]
     return bool(fields) and all(map(_is_plain, fields))
+
+
+def _is_conversation(kind: Any) -> bool:
+    """Return True for a list of structures with a role and a content, whose other fields are of known size."""
+    import pyarrow as pa
+
+    types = pa.types
+    item = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else None
+    if item is None or not types.is_struct(item):
+        return False
+    return {"role", "content"} <= {field.name for field in item} and _has_plain_leaves(item)
+
+
+def _has_plain_leaves(kind: Any) -> bool:
+    """Return True for plain values, and for lists and structures of them."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_struct(kind):
+        return all(_has_plain_leaves(field.type) for field in kind)
+    return _has_plain_leaves(kind.value_type) if types.is_list(kind) or types.is_large_list(kind) else _is_plain(kind)

@@ -64,12 +64,15 @@ class FieldOptions(CorpusOptions):
 
 
 class NestedOptions(FieldOptions):
-    """Names of the fields that annotate words. An option that is None reads the field of its own name, if it fits."""
+    """Names of nested fields. An option that is None reads the field of its own name, if it fits."""
 
     words: str | None = None
     """List of the words of the text, as strings. Other lists of the same length annotate the words."""
     spans: str | None = None
     """List of spans of characters with a label: ``{"start": 0, "end": 4, "label": "PER"}``, or ``[0, 4, "PER"]``."""
+    messages: str | None = None
+    """Field with a conversation, a list of messages with role and content. By default ``messages`` is read where a record
+    has no text. The chat template of the model turns it into the text."""
 
 
 class JsonlCorpus(NestedOptions):

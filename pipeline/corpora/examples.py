@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Bool, Int, Int32, UInt8
 
 from headatlas.store.schema.omissions import Omission
+from headatlas.store.schema.token_table import TokenFlag
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,16 @@ class Word:
 
 WordColumn = list[str | None] | list[int] | list[float]
 """An annotation of words: texts or None, numbers from 0 or -1 for missing, or numbers with NaN for missing."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation, and the characters of its content in the text that a chat template writes."""
+
+    role: str
+    content: str
+    start: int = -1
+    stop: int = -1  # -1: the template does not write the content as it is
 
 
 @dataclass(frozen=True)
@@ -45,17 +56,23 @@ class CorpusExample:
     """What the record holds and the example does not."""
     image: Path | None = None
     """Image file to read instead of the text; None in text corpora."""
+    messages: tuple[Message, ...] = ()
+    """Conversation that the chat template of the model turns into the text."""
 
     @property
     def memory_bytes(self) -> int:
         """Approximate memory of the example."""
-        values = (self.id, self.text, self.text_pair, self.target, *self.columns.values())
+        contents = (message.content for message in self.messages)
+        values = (self.id, self.text, self.text_pair, self.target, *contents, *self.columns.values())
         return sum(map(sys.getsizeof, values)) + 64 * len(self.words) * (2 + len(self.word_columns))
 
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """The tokens of one sequence of one example. `headatlas.store.schema.token_table.TokenTable` defines the columns."""
+    """The tokens of one sequence of one example. `headatlas.store.schema.token_table.TokenTable` defines the columns.
+
+    A token that the tokenizer added has the characters 0 to 0, and a token whose characters are not certain -1 to -1.
+    """
 
     id: Int32[np.ndarray, "token"]
     word: Int32[np.ndarray, "token"]
@@ -69,6 +86,17 @@ class TokenSequence:
 
     def __len__(self) -> int:
         return len(self.id)
+
+    @property
+    def is_added(self) -> Bool[np.ndarray, "token"]:
+        """True for special tokens that the tokenizer added."""
+        is_special = (self.flags & TokenFlag.SPECIAL) != 0
+        return is_special & (self.char_start == self.char_end) & (self.char_start >= 0)
+
+    @property
+    def is_written_special(self) -> Bool[np.ndarray, "token"]:
+        """True for special tokens that the text itself spells."""
+        return ((self.flags & TokenFlag.SPECIAL) != 0) & ~self.is_added
 
     def beginning(self, n_tokens: int) -> TokenSequence:
         """Return the first `n_tokens` tokens."""
@@ -99,7 +127,9 @@ class EncodedExample:
     target: TokenSequence | None = None
     truncated: bool = False  # True if the text was cut at the token limit
     left_out: tuple[Omission, ...] = ()
-    """Words of the texts that no token belongs to. Of several windows of a document the first one has them all."""
+    """Parts of the texts that no token has. Of several windows of a document the first one has them all."""
+    written_special: tuple[str, ...] = ()
+    """Special tokens that the text itself spells; of a conversation, those in the content of messages."""
 
     def beginning(self, n_tokens: int) -> EncodedExample:
         """Return the example with only the first tokens of each sequence. The text stays; images are returned unchanged."""

@@ -13,12 +13,13 @@ from headatlas.store.schema.omissions import LISTED_NAMES, Omission
 
 from .corpus_files import CorpusFile, default_id
 from .corpus_options import FieldOptions
-from .examples import CorpusExample
+from .examples import CorpusExample, Message
+from .messages import read_messages
 from .records import ColumnNames, LeftOut, Quarantined, Record, Renaming, check_text
 from .word_annotations import UnusableField, WordAnnotations, annotate_spans, read_words
 
 _TEXTS = ("text", "text_pair", "target")
-_NESTED = ("words", "spans")
+_NESTED = ("words", "spans", "messages")
 _NO_SINGLE_VALUE = "an annotation of an example is a single value, not "
 
 _NONE: Mapping[str, str] = {}
@@ -56,7 +57,7 @@ class RecordReader:
         """Check the columns of a table, and return those to read.
 
         `nested` has the types of columns without single values. Those that are in `lists` are read if the table has
-        words or spans.
+        words, spans or conversations.
 
         Raises
         ------
@@ -65,10 +66,11 @@ class RecordReader:
         """
         check_unique(self._options.path, header)
         has_words = self._field["words"] in header
+        has_text = not has_words and self._field["messages"] not in header
         settings = [
             (f"corpus.{role}", name)
             for role, name in self._field.items()
-            if role in self._named_roles and not (role == "text" and has_words)
+            if role in self._named_roles and (role != "text" or has_text)
         ]
         settings += [("corpus.columns", name) for name in self._options.columns or ()]
         settings += [("corpus.numbers", name) for name in getattr(self._options, "numbers", ())]
@@ -82,7 +84,7 @@ class RecordReader:
                     f"{setting}: {self._options.path} has no column {name!r}, only {', '.join(header)}{hint}"
                 )
         columns = {name for name in header if name not in nested}
-        columns |= {name for name in lists if has_words or name == self._field["spans"]}
+        columns |= {name for name in lists if has_words or name in (self._field["spans"], self._field["messages"])}
         for role in self._named_roles:
             if (name := self._field[role]) in nested and name not in columns:
                 raise ConfigError(f"corpus.{role}: column {name!r} is {nested[name]}, which cannot be its type")
@@ -105,9 +107,16 @@ class RecordReader:
     def read(self, file: CorpusFile, number: int, record: Mapping[str, Any]) -> CorpusExample | Quarantined:
         """Convert a record to an example, or to a `Quarantined` with the reason."""
         left_out = LeftOut()
+        messages: tuple[Message, ...] = ()
+        messages_left_out: tuple[Omission, ...] = ()
+        if self._is_conversation(record):
+            outcome = read_messages(record.get(self._field["messages"]))
+            if isinstance(outcome, str):
+                return Quarantined(number, f"{self._field['messages']!r}: {outcome}")
+            messages, messages_left_out = outcome
         texts: dict[str, str | None] = dict.fromkeys(_TEXTS)
-        consumed = set[str]()
-        for role in _TEXTS:
+        consumed = {self._field["messages"]} if messages else set[str]()
+        for role in _TEXTS[bool(messages) :]:  # a conversation takes the place of the text
             name = self._field[role]
             value = record.get(name)
             is_named = role in self._named_roles
@@ -124,10 +133,10 @@ class RecordReader:
                 return Quarantined(number, f"{name!r} is {type(value).__name__}, expected text")
             elif is_named and role != "text":
                 return Quarantined(number, f"no {name!r}")
-        text = texts["text"]
+        text = "" if messages else texts["text"]
         try:
             annotations = None
-            if self._field["words"] in record or self._field["spans"] in record:
+            if not messages and (self._field["words"] in record or self._field["spans"] in record):
                 annotations = self._annotate_words(record, text, texts["text_pair"], consumed, left_out)
                 text = annotations.text
             name = self._read_id(file, number, record, consumed, left_out)
@@ -146,7 +155,15 @@ class RecordReader:
             if annotations is None
             else {self._names(field): values for field, values in annotations.columns.items()},
             columns=columns,
-            left_out=left_out.omissions(),
+            left_out=(*left_out.omissions(), *messages_left_out),
+            messages=messages,
+        )
+
+    def _is_conversation(self, record: Mapping[str, Any]) -> bool:
+        """Return True if the example is the conversation of a record: it has no text, or an option names the field."""
+        texts = (record.get(self._field[role]) for role in ("text", "words"))
+        return "messages" in self._named_roles or (
+            self._field["messages"] in record and all(value is None for value in texts)
         )
 
     def _read_id(

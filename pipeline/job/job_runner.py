@@ -99,8 +99,9 @@ def execute_job(
             n_segments_planned=len(job.segments),
             container=job.config.store.container,
         )
-    for name, text in job.notes.items():
-        writer.note(name, text)
+    for name, notes in job.notes.items():
+        for note in notes:
+            writer.note(name, note)
     repairs = find_repairs(writer, {segment.index for segment in job.segments}, on_event) if repair else {}
     sound_segments = writer.committed - repairs.keys()
     pending_segments = [

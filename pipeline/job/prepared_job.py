@@ -29,7 +29,14 @@ from ..config import JobConfig
 from ..corpora.examples import EncodedExample
 from ..progress import Event, Stage
 from ..tokens.batch_plan import BatchLimits, SegmentSpec, plan_segments
-from ..tokens.corpus_encoding import Corpus, continue_prompts, encode_corpus, open_corpus
+from ..tokens.corpus_encoding import (
+    Corpus,
+    check_longest,
+    continue_prompts,
+    encode_corpus,
+    encoding_notes,
+    open_corpus,
+)
 from .deferred_statistics import check_deferred
 from .extension import Group, check_plan, select_examples
 from .process_memory import resident_bytes
@@ -65,6 +72,8 @@ class Job:
     n_quarantined: int
     left_out: Omissions
     """What the corpus or the model holds and no segment can hold; skipped examples are in `skipped`."""
+    encoding_notes: tuple[str, ...]
+    """Ways in which texts became tokens that a reader does not expect."""
     segments: tuple[SegmentSpec, ...]
     provenance: dict[str, Any]
     corpus_examples: list[EncodedExample]
@@ -89,14 +98,16 @@ class Job:
         return replace(limits, max_pairs=max(1, EAGER_BATCH_BYTES // (4 * maps)))
 
     @property
-    def notes(self) -> dict[str, str]:
-        """Notes for the provenance about a way of working that differs from the usual one."""
-        notes = {"batches": self.batch_check.note(type(self.loaded.model).__name__)}
+    def notes(self) -> dict[str, tuple[str, ...]]:
+        """Notes for the provenance about a way of working that differs from the usual one, by the entry that has them."""
+        notes = {"model_changes": self.loaded.notes, "encoding": self.encoding_notes}
+        if batches := self.batch_check.note(type(self.loaded.model).__name__):
+            notes["batches"] = (batches,)
         if self.spec.capture == "eager" and any(site.stored_masks for site in self.spec.sites):
             notes["masks"] = (
-                "some layers have a mask without a rule; a key counts as visible if a head has a weight on it"
+                "some layers have a mask without a rule; a key counts as visible if a head has a weight on it",
             )
-        return {name: text for name, text in notes.items() if text}
+        return {name: texts for name, texts in notes.items() if texts}
 
     @property
     def n_tokens(self) -> dict[str, Int64[np.ndarray, "example"]]:
@@ -152,6 +163,8 @@ def prepare_job(
         loaded = load_configured(config.model, images=config.corpus.kind == "images")
         if loaded.model.device.type == "cpu":
             resident_model_bytes = min(model_shape(loaded).weight_bytes, max(0, resident_bytes() - bytes_before))
+    for note in loaded.notes:
+        on_event(Stage(note))
     corpus = corpus or open_corpus(config.corpus, on_event)
     corpus_examples, skipped = encode_corpus(config.encoding, loaded, corpus, on_event)
     assert config.store.path is not None, "load_config gives every job a store"
@@ -182,14 +195,20 @@ def prepare_job(
     inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     first = placed_examples[first_index]
     examples = [placed_examples[i] for i in indices or [first_index]]
+    check_longest(loaded, examples)
+    notes = tuple(encoding_notes(loaded, examples, n_texts=len(corpus.examples), n_examples=len(corpus_examples)))
+    for note in notes:
+        on_event(Stage(note))
     try:
         sites = find_sites(loaded.model, inputs.build_probe(first))
         sites = describe_masks(loaded.model, loaded.tokenizer, sites, inputs, examples)
     except (HeadAtlasError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # impossible sizes of a configuration show when the model runs
+        kind, inputs_text = type(loaded.model).__name__, "an image" if loaded.images else "three tokens of text alone"
         raise UnsupportedModelError(
-            f"{type(loaded.model).__name__} cannot run on three tokens: {error}. Check the sizes in its config.json."
+            f"{kind} does not run on {inputs_text}: {str(error).rstrip('.')}. Check the sizes in its config.json, and that it "
+            "needs no other inputs."
         ) from error
     keep = config.keep.stored()
     require_keep(loaded.model, sites, keep)
@@ -242,8 +261,9 @@ def prepare_job(
         examples=[placed_examples[i] for i in indices],
         skipped={i: skipped[index] for i, index in enumerate(indices) if index in skipped},
         n_quarantined=corpus.n_quarantined,
-        left_out=left_out,
+        left_out=Omissions([*sites.left_out, *left_out]),
         segments=tuple(segments),
+        encoding_notes=notes,
         provenance={},
         corpus_examples=corpus_examples,
         is_extension=store is not None,

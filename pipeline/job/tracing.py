@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -26,7 +26,8 @@ from ..checks.eager_check import check_eager
 from ..checks.layer_masks import describe_masks
 from ..checks.selfcheck import check_capture
 from ..corpora.examples import CorpusExample, EncodedExample
-from ..tokens.model_inputs import InputBuilder, max_model_tokens
+from ..models.position_limit import token_limit
+from ..tokens.model_inputs import InputBuilder, check_length
 from ..tokens.segment_tables import build_token_table
 from ..tokens.tokenizer import encode
 from .prepared_job import count_tokens
@@ -48,7 +49,7 @@ def trace(
 ) -> Example:
     """Run a model on one text and keep its attention, queries, keys and statistics.
 
-    The model may use any attention implementation, and its state is restored afterwards. `target` is the input text
+    A model with a task head (a classifier, a language model) runs without the head. The model may use any attention implementation, and its state is restored afterwards. `target` is the input text
     of the decoder of an encoder–decoder.
 
     Returns
@@ -62,6 +63,7 @@ def trace(
     UnsupportedModelError
         The model's attention cannot be captured correctly.
     """
+    head, model = model, cast("PreTrainedModel", model.base_model)  # a task head has no attention of its own
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
     if two_sided != (target is not None):
         raise ConfigError(
@@ -69,9 +71,12 @@ def trace(
             if two_sided
             else f"{type(model).__name__} is not an encoder–decoder; leave target out, or pass text_pair."
         )
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), _evaluating(head):
         encoded = _encode(model, tokenizer, CorpusExample("trace", text, text_pair, target), add_special_tokens)
         builder = InputBuilder(model, tokenizer)
+        stated = token_limit(model, tokenizer).stated
+        if stated is not None and len(encoded.source) > stated:
+            check_length(model, builder, encoded)
         sites = find_sites(model, builder.build_probe(encoded))
         sites = describe_masks(model, tokenizer, sites, builder, [encoded])
         keep = KEEP if sites.capture == "interface" else KEEP.model_copy(update={"query_key": None})
@@ -104,11 +109,11 @@ def _encode(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, example: CorpusExample, add_special_tokens: bool
 ) -> EncodedExample:
     two_sided = example.target is not None
-    limit = max_model_tokens(model, tokenizer) or 1 << 30
+    limit = token_limit(model, tokenizer)
     (encoded,) = encode(
         [example],
         tokenizer,
-        max_tokens=limit,
+        max_tokens=limit.positions or 1 << 30,
         on_too_long="whole",
         add_special_tokens=add_special_tokens,
         has_target=two_sided,

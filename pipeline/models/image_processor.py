@@ -72,7 +72,13 @@ class ImageReader:
         """
         patch = getattr(self._model.config, "patch_size", None)
         height, width = (patch, patch) if isinstance(patch, int) else tuple(patch or (0, 0))[-2:]
-        n_tokens = self._model(pixel_values=pixels)[0].shape[1]
+        try:
+            n_tokens = self._model(pixel_values=pixels)[0].shape[1]
+        except (ValueError, RuntimeError) as error:
+            raise UnsupportedModelError(
+                f"{type(self._model).__name__} cannot read the pixels of its image processor, {tuple(pixels.shape[1:])}: "
+                f"{str(error).rstrip('.')}. Check the sizes in preprocessor_config.json and config.json."
+            ) from error
         n_rows, n_columns = (pixels.shape[2] // height, pixels.shape[3] // width) if height and width else (0, 0)
         n_leading = n_tokens - n_rows * n_columns
         if pixels.ndim != 4 or not n_rows or not 0 <= n_leading <= 64:

@@ -14,7 +14,7 @@ from typing import Any
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.hashed_files import file_hash
 
-from .model_limits import check_counts, check_normalizer, json_values
+from .model_limits import check_counts, check_normalizer, check_word_length, json_values
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_TOKENIZER_BYTES = 256 * 2**20
@@ -102,17 +102,19 @@ def check_files(folder: Path) -> None:
 
 
 def check_tokenizer_files(folder: ModelFolder) -> None:
-    """Check the normalizer of a tokenizer before any text reaches it. Loading already normalizes the added tokens.
+    """Check normalizer and model of a tokenizer before any text reaches it. Loading already normalizes the added tokens.
 
     Raises
     ------
     ConfigError
-        The normalizer can make more than `MAX_GROWTH` characters of one.
+        The normalizer can make more than `MAX_GROWTH` characters of one, or a word may be longer than `MAX_WORD_CHARS`.
     """
     check_files(folder.path)
     path = folder.path / "tokenizer.json"
     if path.exists():
-        check_normalizer(read_json(path, _MAX_TOKENIZER_BYTES).get("normalizer"), f"model {folder.name!r}")
+        content = read_json(path, _MAX_TOKENIZER_BYTES)
+        check_normalizer(content.get("normalizer"), f"model {folder.name!r}")
+        check_word_length(content.get("model"), f"model {folder.name!r}")
 
 
 def check_config(folder: Path) -> None:
@@ -129,7 +131,8 @@ def check_config(folder: Path) -> None:
     check_counts(raw, f"{folder}/config.json")
     if (folder / "adapter_config.json").exists():
         raise ConfigError(
-            f"{folder} is an adapter; expected a whole model. Merge the adapter into its base model and save the result"
+            f"{folder} is an adapter, and the base model of another one; expected a whole model. Merge this adapter into "
+            "its base model with peft, and save the result"
         )
     for key, value in json_values(raw):
         if isinstance(value, str) and "implementation" in key and "/" in value:
@@ -150,7 +153,9 @@ def read_weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.h5", "*.gguf") for path in folder.glob(pattern))
         hint = f", only {', '.join(others)}" if others else ""
-        raise ConfigError(f"{folder} has no model.safetensors{hint}; write it with save_pretrained")
+        raise ConfigError(
+            f"{folder} has no model.safetensors{hint}; open the model with transformers and write it with save_pretrained"
+        )
     weight_map = read_json(index).get("weight_map")
     names = list(dict.fromkeys(weight_map.values())) if isinstance(weight_map, dict) else []
     if not names:

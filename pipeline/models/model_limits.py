@@ -26,6 +26,8 @@ MAX_EDGE = 8192
 """Largest height and width of an image in pixels."""
 MAX_GROWTH = 1_000
 """Largest number of characters that a normalizer may make of one. The one of T5 makes 18."""
+MAX_WORD_CHARS = 1_000
+"""Longest word that WordPiece may compare with its vocabulary, in characters; the time grows with the square. Usual: 100."""
 _COUNT_KEY = re.compile(r"(num|n)_|.*(layer|depth|block|stage|expert|label|head)")
 
 
@@ -129,6 +131,21 @@ def check_normalizer(normalizer: Any, name: str) -> int:
     return growth
 
 
+def check_word_length(model: Any, name: str) -> None:
+    """Check the longest word of a WordPiece model, as in tokenizer.json.
+
+    Raises
+    ------
+    ConfigError
+        It exceeds `MAX_WORD_CHARS`.
+    """
+    longest = model.get("max_input_chars_per_word") if isinstance(model, dict) else None
+    if isinstance(longest, int | float) and longest > MAX_WORD_CHARS:
+        raise ConfigError(
+            f"{name}: max_input_chars_per_word of its tokenizer is {longest:.6g}; expected at most {MAX_WORD_CHARS}"
+        )
+
+
 def _growth(rule: Any) -> int:
     if not isinstance(rule, dict):
         return 1
@@ -169,6 +186,6 @@ def _charsmap_growth(charsmap: str) -> int:
 
 
 def normalizer_of(tokenizer: Any) -> Any:
-    """Return the normalizer of a loaded fast tokenizer, as in tokenizer.json; None if it has none."""
-    normalizer = tokenizer.backend_tokenizer.normalizer
+    """Return the normalizer of a loaded tokenizer, as in tokenizer.json; None if it has none or no fast version."""
+    normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
     return None if normalizer is None else json.loads(normalizer.__getstate__())

@@ -4,7 +4,8 @@
 source                         meaning
 =============================  =========================================================================
 ``owner/name``, ``name``       a model of the Hugging Face hub, stored in the cache of the hub
-``path/to/folder``             a folder with ``config.json``, tokenizer and ``*.safetensors``
+``path/to/folder``             a folder with ``config.json``, tokenizer and ``*.safetensors``; or a LoRA adapter, whose
+                               base model is a folder beside it or a model of the hub
 ``package:NAME/path``          a folder (or ``.gguf`` file) inside an installed Python package (not imported)
 ``gguf:PATH``, ``PATH.gguf``   a GGUF file, converted once to such a folder in the cache
 =============================  =========================================================================
@@ -17,21 +18,23 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.cache_folder import cache_folder
 from headatlas.store.files.hashed_files import file_hash
 from headatlas.store.files.package_paths import find_in_package
 
+from .adapter import merge_adapter, read_adapter
 from .model_folder import (
     ModelFolder,
     check_config,
     check_tokenizer_files,
     hash_model_files,
     quiet_transformers,
+    read_json,
     read_weight_files,
 )
 from .model_limits import bounded_construction, check_normalizer, normalizer_of
@@ -75,6 +78,8 @@ class LoadedModel:
     identity: ModelIdentity
     images: ImageReader | None = None
     """Image reader of a vision model, which has no tokenizer."""
+    notes: tuple[str, ...] = ()
+    """What is different from the model as it was saved, in sentences."""
 
 
 def resolve_model(
@@ -162,7 +167,7 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
     Raises
     ------
     ConfigError
-        The tokenizer cannot be opened, or has no fast version. Only fast tokenizers report character offsets.
+        The tokenizer cannot be opened, or a normalizer or an id exceeds its limit.
     """
     from transformers import AutoTokenizer
 
@@ -173,11 +178,6 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
         raise
     except BaseException as error:  # a panic of the tokenizers library is no Exception
         raise ConfigError(f"model {folder.name!r}: its tokenizer cannot be opened: {error}") from error
-    if not tokenizer.is_fast:
-        kind = type(tokenizer).__name__
-        raise ConfigError(
-            f"model {folder.name!r}: {kind} has no fast version; expected one, because only fast tokenizers report character offsets"
-        )
     largest_id = max(tokenizer.get_vocab().values(), default=0)
     if largest_id >= 1 << 31:
         raise ConfigError(f"model {folder.name!r}: its tokenizer has the id {largest_id}; expected ids below 2³¹")
@@ -192,7 +192,38 @@ def _open_config(folder: ModelFolder) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
+        raw = read_json(folder.path / "config.json")
+        if "auto_map" in raw:
+            raise ConfigError(
+                f"model {folder.name!r} needs code of its own (auto_map in config.json names it), and headatlas runs no "
+                f"code of models. Its model_type {str(raw.get('model_type'))[:80]!r} is no architecture of this release "
+                "of transformers; look for a version of the model that transformers supports."
+            ) from error
         raise ConfigError(f"model {folder.name!r}: transformers cannot open its configuration: {error}") from error
+
+
+def choose_tower(model: PreTrainedModel, *, images: bool) -> Any:
+    """Return the tower that reads the corpus, if the model compares texts with images (CLIP, SigLIP).
+
+    Other models are returned as they are.
+    """
+    compares = all(hasattr(model, f"get_{side}_features") for side in ("text", "image"))
+    tower = getattr(model, "vision_model" if images else "text_model", None)
+    return tower if compares and tower is not None else model
+
+
+def use_full_attention(model: PreTrainedModel) -> tuple[str, ...]:
+    """Switch block-sparse attention of a model (BigBird) to full attention, which has one weight for each pair.
+
+    Returns a sentence about it, if the model has block-sparse attention.
+    """
+    sparse_modules: list[Any] = [m for m in model.modules() if getattr(m, "attention_type", None) == "block_sparse"]
+    for module in sparse_modules:
+        if hasattr(module, "set_attention_type"):
+            module.set_attention_type("original_full")
+    kind = type(model).__name__
+    note = f"{kind} was saved with block-sparse attention and runs with full attention (original_full)"
+    return (note,) if sparse_modules else ()
 
 
 def load_configured(settings: ModelConfig, *, lm_head: bool = False, images: bool = False) -> LoadedModel:
@@ -221,7 +252,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a model without its output head, ready to run: evaluation mode, no gradients, eager attention.
 
-    With `lm_head` it has its language-model head. With `images` it reads images instead of text. `device` ``auto`` is
+    With `lm_head` it has its language-model head. With `images` it reads images instead of text. Of a model that
+    compares texts with images (CLIP, SigLIP) only the tower that reads the corpus is kept. `device` ``auto`` is
     CUDA if available, otherwise the CPU. `dtype` ``auto`` is the data type of the saved weights.
 
     Raises
@@ -231,48 +263,89 @@ def load_model(
         device is not available.
     """
     import torch
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    import transformers
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
     folder = resolve_model(source, revision=revision, cache_dir=cache_dir, local_only=local_only)
+    adapter = read_adapter(folder)
+    if adapter is not None:
+        folder = resolve_model(
+            adapter.base,
+            revision=None if Path(adapter.base).is_dir() else adapter.settings.revision,
+            cache_dir=cache_dir,
+            local_only=local_only,
+        )
     config = _open_config(folder)
     weight_bytes = sum(path.stat().st_size for path in read_weight_files(folder.path))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def load(kind: Any) -> tuple[Any, list[str]]:
+        """Load the model, and list the weights that its files lack."""
+        try:
+            with quiet_transformers(), bounded_construction(weight_bytes):
+                model, report = kind.from_pretrained(
+                    folder.path,
+                    config=config,
+                    dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    attn_implementation="eager",
+                    output_loading_info=True,
+                )
+        except Exception as error:
+            raise ConfigError(f"model {folder.name!r}: transformers cannot load it: {error}") from error
+        # The pooler comes after all attention, and many models are saved without one.
+        return model, sorted(name for name in report["missing_keys"] if "pooler" not in name.split("."))
+
     kind: Any = AutoModel
     if lm_head:
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    try:
-        with quiet_transformers(), bounded_construction(weight_bytes):
-            model, report = kind.from_pretrained(
-                folder.path,
-                config=config,
-                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                attn_implementation="eager",
-                output_loading_info=True,
-            )
-    except Exception as error:
-        raise ConfigError(f"model {folder.name!r}: transformers cannot load it: {error}") from error
-    # The pooler comes after all attention, and many models are saved without one.
-    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name.split("."))
+    elif adapter is not None:
+        kind = getattr(transformers, adapter.model_class)
+    model, missing = load(kind)
+    saved_kind = getattr(transformers, (config.architectures or [""])[0], None)
+    if adapter is not None and model.base_model is not model:  # weights of the head may be random
+        missing = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
+    if (
+        missing
+        and not lm_head
+        and adapter is None
+        and isinstance(saved_kind, type)
+        and issubclass(saved_kind, PreTrainedModel)
+    ):
+        model, missing = load(saved_kind)  # a part of the usual model, such as T5EncoderModel
+        model = cast("PreTrainedModel", model.base_model)
     if missing:
         raise ConfigError(
             f"model {folder.name!r}: {len(missing)} weights of {type(model).__name__} are not in its files "
-            f"({', '.join(missing[:3])}, …) and would be random; save the whole model again"
+            f"({', '.join(missing[:3])}, …) and would be random; save the whole model again, or look for a complete checkpoint"
         )
+    if adapter is not None:
+        model = merge_adapter(model, adapter)
+        model = model if lm_head else cast("PreTrainedModel", model.base_model)
+    model = choose_tower(model, images=images)
     try:
-        model = model.to(device)
+        model = model.to(device)  # pyright: ignore[reportArgumentType]
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"model.device {device!r} cannot be used: {error}") from error
     model.eval().requires_grad_(False)
-    identity = identify_model(folder, config, type(model).__name__)
+    notes = use_full_attention(model)
+    identity = identify_model(folder, model.config, type(model).__name__)
+    if adapter is not None:
+        identity = replace(identity, name=adapter.folder.name, files=identity.files | adapter.files)
+    if not images and model.main_input_name != "input_ids":
+        hint = '; set corpus.kind = "images"' if model.main_input_name == "pixel_values" else ""
+        raise ConfigError(
+            f"model {folder.name!r}: {type(model).__name__} reads {model.main_input_name}, not text; expected a text "
+            f"model{hint}"
+        )
     if images:
         from .image_processor import load_image_reader
 
-        return LoadedModel(model, None, identity, load_image_reader(folder, model))
-    return LoadedModel(model, load_tokenizer(folder), identity)
+        return LoadedModel(model, None, identity, load_image_reader(folder, model), notes)
+    return LoadedModel(model, load_tokenizer(folder), identity, notes=notes)
 
 
 def identify_model(folder: ModelFolder, config: PreTrainedConfig, architecture: str) -> ModelIdentity:

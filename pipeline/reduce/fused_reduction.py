@@ -129,7 +129,9 @@ class FusedReduction:
         if not layer_calls.valid.all():
             placement = batch.placements[site.name]
             for row, head in np.argwhere(~layer_calls.valid):
-                reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
+                reason = (
+                    f"{site.name} layer {site.layers[layer]} head {head}: scores are not finite, or a row sees no key"
+                )
                 batch.fail(int(row), placement, reason)
         arrays.mark_filled(layer, batch.placements[site.name])
         return output

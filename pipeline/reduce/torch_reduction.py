@@ -260,7 +260,7 @@ def _report_invalid(
         batch.fail(
             span.rows.start + example,
             placement,
-            f"{site.name} layer {layer} head {span.heads.start + head}: {problem}",
+            f"{site.name} layer {site.layers[layer]} head {span.heads.start + head}: {problem}",
         )
 
 
@@ -280,6 +280,6 @@ def _report_vectors(
             batch.fail(
                 row,
                 placement,
-                f"{site.name} layer {layer}: {name} holds {largest:g}, "
+                f"{site.name} layer {site.layers[layer]}: {name} holds {largest:g}, "
                 f"more than {codec} can ({LARGEST_VECTOR_VALUE[codec]:g})",
             )

@@ -188,7 +188,9 @@ class TritonReduction:
         def store() -> None:
             arrays_by_name = {name: value.numpy() for name, value in host_results.items()}
             for row, head in np.argwhere(~arrays_by_name["valid"]):
-                reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
+                reason = (
+                    f"{site.name} layer {site.layers[layer]} head {head}: scores are not finite, or a row sees no key"
+                )
                 batch.fail(int(row), placement, reason)
             targets = (
                 ("codes", codes, device_placement.pair_start, placement.pair_start.get(band, ())),
@@ -252,7 +254,7 @@ class TritonReduction:
                         reason = (
                             f"{name} holds {row_maximum:g}, more than {codec} can ({LARGEST_VECTOR_VALUE[codec]:g})"
                         )
-                        batch.fail(row, placement, f"{site.name} layer {layer}: {reason}")
+                        batch.fail(row, placement, f"{site.name} layer {site.layers[layer]}: {reason}")
 
             self._pending_writes.append(store)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +16,17 @@ from ..corpora.corpus import describe_corpus, read_corpus
 from ..corpora.corpus_options import CorpusOptions
 from ..corpora.examples import CorpusExample, EncodedExample, without_tokens
 from ..corpora.records import Quarantined, Renaming
+from ..models.chat_template import ChatTemplate
 from ..models.model_options import ModelConfig
-from ..progress import Event, Stage, format_bytes, plural
+from ..progress import Event, Stage, format_bytes
 from .batch_plan import BatchLimits
 from .token_options import GenerateConfig, TokensConfig
 from .tokenizer import Skipped, encode
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..models.position_limit import TokenLimit
     from ..models.sources import LoadedModel
 
 OnEvent = Callable[[Event], None]
@@ -127,30 +131,135 @@ def encode_corpus(
     if loaded.images is not None:
         return [loaded.images.encode(example) for example in corpus.examples], {}
     assert loaded.tokenizer is not None, "a model without an image reader has a tokenizer"
+    from ..models.position_limit import token_limit
+
     two_sided, start = _decoder(loaded)
     n_new = options.generate.max_new_tokens
-    encoded = encode(
-        corpus.examples,
+    conversations, refusals = render_conversations(corpus.examples, loaded.tokenizer, continued=n_new > 0)
+    limit = token_limit(loaded.model, loaded.tokenizer)
+    outcomes = encode(
+        conversations,
         loaded.tokenizer,
-        max_tokens=_room(options, loaded) - (0 if two_sided else n_new),
+        max_tokens=_room(options, limit, loaded.identity.name) - (0 if two_sided else n_new),
         on_too_long=options.tokens.too_long,
         stride=options.tokens.stride,
         add_special_tokens=options.tokens.special,
         has_target=two_sided and not n_new,
         decoder_start_token_id=start,
+        skips=refusals,
     )
-    _check_ids([result for result in encoded if isinstance(result, EncodedExample)], loaded)
-    skipped = {i: result.reason for i, result in enumerate(encoded) if isinstance(result, Skipped)}
-    if len(skipped) == len(encoded):
+    _check_ids([outcome for outcome in outcomes if isinstance(outcome, EncodedExample)], loaded)
+    skipped = {i: outcome.reason for i, outcome in enumerate(outcomes) if isinstance(outcome, Skipped)}
+    examples = [
+        without_tokens(conversations[outcome.index], two_sided) if isinstance(outcome, Skipped) else outcome
+        for outcome in outcomes
+    ]
+    if n_new and not two_sided:
+        from .generation import cannot_continue
+
+        for i in range(len(examples)):
+            if i not in skipped and (reason := cannot_continue(examples[i])):
+                examples[i], skipped[i] = without_tokens(examples[i].example, two_sided), reason
+    if len(skipped) == len(outcomes):
         first = next(iter(skipped.values()))
         raise ConfigError(f"none of the {len(corpus.examples)} examples can be encoded: {first}.")
-    examples = [
-        without_tokens(corpus.examples[result.index], two_sided) if isinstance(result, Skipped) else result
-        for result in encoded
-    ]
-    if options.tokens.too_long == "windows":
-        on_event(Stage(f"windows of {plural(len(corpus.examples), 'text')}: {plural(len(examples), 'example')}"))
     return examples, skipped
+
+
+def check_longest(loaded: LoadedModel, examples: Sequence[EncodedExample]) -> None:
+    """Run the model on its longest example if that has more tokens than the configuration states.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The model does not take so many tokens.
+    """
+    from ..models.position_limit import token_limit
+    from .model_inputs import InputBuilder, check_length
+
+    if loaded.tokenizer is None:
+        return
+    limit, longest = token_limit(loaded.model, loaded.tokenizer), max(examples, key=_n_tokens)
+    if limit.stated is not None and _n_tokens(longest) > limit.stated:
+        check_length(loaded.model, InputBuilder(loaded.model, loaded.tokenizer), longest)
+
+
+def _n_tokens(example: EncodedExample) -> int:
+    return max(len(example.source), 0 if example.target is None else len(example.target))
+
+
+def encoding_notes(
+    loaded: LoadedModel, examples: Sequence[EncodedExample], *, n_texts: int, n_examples: int
+) -> Iterator[str]:
+    """Yield the ways in which texts became tokens that a reader does not expect.
+
+    `n_texts` is the number of texts of the corpus, and `n_examples` that of the examples that they became.
+    """
+    from ..models.position_limit import token_limit
+
+    tokenizer = loaded.tokenizer
+    if tokenizer is None:
+        return
+    limit = token_limit(loaded.model, tokenizer)
+    if not tokenizer.is_fast:
+        kind = type(tokenizer).__name__
+        yield f"{kind} has no fast version; the characters of its tokens come from an alignment with the text"
+    written = [example.written_special for example in examples if example.written_special]
+    if written:
+        names = ", ".join(list(dict.fromkeys(name for of_text in written for name in of_text))[:LISTED_NAMES])
+        yield (
+            f"{len(written)} texts spell {sum(map(len, written))} special tokens of the tokenizer ({names}); they are "
+            "special tokens in the store too"
+        )
+    n_doubled = sum(map(_has_doubled_token, examples))
+    if n_doubled:
+        yield (
+            f"{n_doubled} texts spell a special token that the tokenizer adds in the same place, so they have it twice. "
+            "Remove it from the texts, or set tokens.special = false"
+        )
+    n_longer = 0 if limit.stated is None else sum(_n_tokens(example) > limit.stated for example in examples)
+    if n_longer:
+        yield f"{n_longer} examples have more than the {limit.stated} tokens that the model's configuration states"
+    if n_examples != n_texts:
+        yield (
+            f"{n_texts} texts are {n_examples} examples, because long texts are cut into windows; "
+            "corpus.sample, corpus.skip and corpus.max_examples count texts"
+        )
+
+
+def _has_doubled_token(example: EncodedExample) -> bool:
+    """Return True if the first or the last token is added by the tokenizer, and written in the text beside it."""
+    tokens = example.source
+    return len(tokens) > 1 and any(
+        tokens.id[added] == tokens.id[written] and tokens.is_added[added] and tokens.is_written_special[written]
+        for added, written in ((0, 1), (-1, -2))
+    )
+
+
+def render_conversations(
+    examples: Sequence[CorpusExample], tokenizer: PreTrainedTokenizerBase, *, continued: bool
+) -> tuple[list[CorpusExample], dict[int, str]]:
+    """Turn conversations into texts with the tokenizer's chat template. Return the reasons for failures by index.
+
+    With `continued` the text ends where the assistant's answer begins.
+
+    Raises
+    ------
+    ConfigError
+        The tokenizer has no chat template, or the template exceeds a limit.
+    """
+    rows = [i for i, example in enumerate(examples) if example.messages]
+    results, failures = list(examples), dict[int, str]()
+    if not rows:
+        return results, failures
+    with ChatTemplate(tokenizer, add_generation_prompt=continued) as template:
+        for i in rows:
+            outcome = template.render(examples[i].messages)
+            if isinstance(outcome, str):
+                failures[i] = outcome
+            else:
+                results[i] = replace(examples[i], text=outcome[0], messages=outcome[1])
+    return results, failures
 
 
 def _check_ids(examples: list[EncodedExample], loaded: LoadedModel) -> None:
@@ -161,8 +270,10 @@ def _check_ids(examples: list[EncodedExample], loaded: LoadedModel) -> None:
     ConfigError
         The tokenizer and the model do not belong together.
     """
-    n_embeddings = getattr(loaded.model.get_input_embeddings(), "num_embeddings", None)
-    if not isinstance(n_embeddings, int):
+    from ..models.position_limit import count_embeddings
+
+    n_embeddings = count_embeddings(loaded.model)
+    if n_embeddings is None:
         return
     for example in examples:
         for tokens in (example.source, example.target):
@@ -172,7 +283,8 @@ def _check_ids(examples: list[EncodedExample], loaded: LoadedModel) -> None:
             if len(outside):
                 raise ConfigError(
                     f"the tokenizer of {loaded.identity.name} gives {tokens.piece[outside[0]]!r} the id "
-                    f"{tokens.id[outside[0]]}, but the model has {n_embeddings} embeddings. Use the model's own tokenizer."
+                    f"{tokens.id[outside[0]]}, but the model has {n_embeddings} embeddings. Tokenizer and weights are "
+                    "of different versions: download both again, or call resize_token_embeddings and save the model."
                 )
 
 
@@ -182,22 +294,20 @@ def _decoder(loaded: LoadedModel) -> tuple[bool, int | None]:
     return two_sided, getattr(loaded.model.config, "decoder_start_token_id", None) if two_sided else None
 
 
-def _room(options: EncodingOptions, loaded: LoadedModel) -> int:
+def _room(options: EncodingOptions, limit: TokenLimit, name: str) -> int:
     """Return the largest number of tokens of one sequence."""
-    from .model_inputs import max_model_tokens
-
-    assert loaded.tokenizer is not None
-    limit = max_model_tokens(loaded.model, loaded.tokenizer)
     max_tokens, n_new = options.tokens.max_tokens, options.generate.max_new_tokens
-    if max_tokens is not None and limit is not None and max_tokens > limit:
+    if max_tokens is not None and limit.positions is not None and max_tokens > limit.positions:
         raise ConfigError(
-            f"tokens.max_tokens is {max_tokens}, but {loaded.identity.name} takes at most {limit} tokens. Lower tokens.max_tokens."
+            f"tokens.max_tokens is {max_tokens}, but {name} has positions for {limit.positions} tokens. "
+            f"Set tokens.max_tokens to at most {limit.positions}."
         )
-    room = max_tokens or limit or 1 << 30
+    room = max_tokens or limit.default or 1 << 30
     if n_new >= room:
+        more = "" if room == limit.positions else ", or raise tokens.max_tokens"
         raise ConfigError(
-            f"generate.max_new_tokens is {n_new}, which leaves no room for a prompt: {loaded.identity.name} takes {room} "
-            "tokens for prompt and continuation together. Lower generate.max_new_tokens."
+            f"generate.max_new_tokens is {n_new}, which leaves no room for a prompt: prompt and continuation together "
+            f"have at most {room} tokens. Lower generate.max_new_tokens{more}."
         )
     return room
 

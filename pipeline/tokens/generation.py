@@ -24,9 +24,10 @@ from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Wor
 from ..corpora.word_split import split_words
 from ..models.attention_implementation import implementation
 from .batch_plan import BatchLimits
+from .text_encoding import TextEncoding
 from .token_options import GenerateConfig
-from .tokenizer import make_sequence
-from .words_left_out import TARGET_WORDS, words_left_out
+from .tokenizer import SpecialTokens, make_sequence, with_words
+from .words_left_out import TARGET_WORDS, WORDS, words_left_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -153,6 +154,18 @@ def _batches(
     return batches
 
 
+def cannot_continue(encoded: EncodedExample) -> str | None:
+    """Return the reason why the text of a cut example cannot be continued, or None if it can."""
+    if not encoded.truncated:
+        return None
+    if encoded.example.text_pair is not None:
+        return "a pair of texts that was cut to the token limit cannot be continued"
+    text_starts = encoded.source.char_start[~encoded.source.is_added]
+    if MISSING in text_starts[-1:]:
+        return "the text was cut to the token limit at an uncertain character, and cannot be continued"
+    return None
+
+
 def continue_example(
     encoded: EncodedExample, continuation: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> EncodedExample:
@@ -179,21 +192,21 @@ def continue_example(
         }
     else:
         words, columns = split_words(texts[0]) + split_words(texts[1], second=True), {}
-    text_index: list[int | None] = [
-        None if flags & TokenFlag.SPECIAL else int(bool(flags & TokenFlag.SECOND)) for flags in prompt.flags.tolist()
+    text_index = [
+        None if is_added else int(bool(flags & TokenFlag.SECOND))
+        for is_added, flags in zip(prompt.is_added.tolist(), prompt.flags.tolist(), strict=True)
     ]
-    text_index += [None if is_special else int(is_pair) for is_special in special]
-    offsets = list(zip(prompt.char_start.tolist(), prompt.char_end.tolist(), strict=True))
-    offsets += [(start + len(prompt_text), stop + len(prompt_text)) for start, stop in spans]
-    sequence = make_sequence(
-        [*prompt.id.tolist(), *continuation],
-        [*prompt.piece, *_pieces(tokenizer, continuation)],
-        offsets,
-        text_index,
-        texts,
-        words,
-        first_generated=len(prompt),
+    prompt_spans = zip(prompt.char_start.tolist(), prompt.char_end.tolist(), strict=True)
+    encoding = TextEncoding(
+        ids=[*prompt.id.tolist(), *continuation],
+        pieces=[*prompt.piece, *_pieces(tokenizer, continuation)],
+        spans=[
+            *(None if start < 0 else (start, stop) for start, stop in prompt_spans),
+            *((start + len(prompt_text), stop + len(prompt_text)) for start, stop in spans),
+        ],
+        text_index=[*text_index, *(None if is_special else int(is_pair) for is_special in special)],
     )
+    sequence = make_sequence(encoding, texts, SpecialTokens.of(tokenizer), first_generated=len(prompt))
     continued = replace(
         example,
         text=texts[0],
@@ -202,10 +215,11 @@ def continue_example(
         word_columns=columns,  # pyright: ignore[reportArgumentType]
         columns={**example.columns, "prompt_end": len(prompt_text)},
     )
+    sequence = with_words(sequence, words)
     sequence.flags[: len(prompt)] |= prompt.flags & np.uint8(TokenFlag.CUT)
-    left_out = [omission for omission in encoded.left_out if omission.reason == CUT]
+    left_out = [omission for omission in encoded.left_out if omission.what != WORDS or omission.reason == CUT]
     left_out += [omission for omission in words_left_out(sequence, words, texts) if omission.reason != CUT]
-    return EncodedExample(continued, sequence, truncated=encoded.truncated, left_out=tuple(left_out))
+    return replace(encoded, example=continued, source=sequence, left_out=tuple(left_out))
 
 
 def with_generated_target(
@@ -221,18 +235,17 @@ def with_generated_target(
     if ids and ids[-1] in ends:  # the decoder generated the end token but did not read it
         ids, spans, text_index = ids[:-1], spans[:-1], text_index[:-1]
     start_ids = [] if start_id is None else [start_id]
-    words = split_words(text)
-    sequence = make_sequence(
-        [*start_ids, *ids],
-        _pieces(tokenizer, [*start_ids, *ids]),
-        [(0, 0)] * len(start_ids) + spans,
-        [None] * len(start_ids) + text_index,
-        (text, ""),
-        words,
-        first_generated=len(start_ids),
+    encoding = TextEncoding(
+        ids=[*start_ids, *ids],
+        pieces=_pieces(tokenizer, [*start_ids, *ids]),
+        spans=[(0, 0)] * len(start_ids) + spans,
+        text_index=[None] * len(start_ids) + text_index,
     )
-    left_out = (*encoded.left_out, *words_left_out(sequence, words, (text, ""), TARGET_WORDS))
-    return replace(encoded, example=replace(encoded.example, target=text), target=sequence, left_out=left_out)
+    sequence = make_sequence(encoding, (text, ""), SpecialTokens.of(tokenizer), first_generated=len(start_ids))
+    words = split_words(text)
+    target = with_words(sequence, words)
+    left_out = (*encoded.left_out, *words_left_out(target, words, (text, ""), TARGET_WORDS))
+    return replace(encoded, example=replace(encoded.example, target=text), target=target, left_out=left_out)
 
 
 def _without_cut_text(encoded: EncodedExample) -> CorpusExample:
@@ -240,10 +253,6 @@ def _without_cut_text(encoded: EncodedExample) -> CorpusExample:
     example = encoded.example
     if not encoded.truncated:
         return example
-    if example.text_pair is not None:
-        raise ConfigError(
-            f'example {example.id!r}: a truncated pair of texts cannot be continued. Set tokens.too_long to "whole" to skip it'
-        )
     stop = int(encoded.source.char_end.max(initial=0))
     indices = [i for i, word in enumerate(example.words) if word.char_start < stop]
     new_index = {old: new for new, old in enumerate(indices)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from headatlas.store.errors import ConfigError, HeadAtlasError, UnsupportedModelError
 from headatlas.store.schema.token_table import TokenFlag
 
 from ..corpora.examples import EncodedExample, TokenSequence
+from ..models.attention_implementation import implementation
+from ..models.position_limit import count_embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,9 +43,8 @@ class InputBuilder:
         accepted = inspect.signature(model.forward).parameters
         pad = tokenizer.pad_token_id if tokenizer is not None else None
         pad = pad if pad is not None else getattr(model.config, "pad_token_id", None)
-        embedding = model.get_input_embeddings()
         # padding is hidden, so any id that the model has will do
-        self._pad = pad if isinstance(pad, int) and 0 <= pad < getattr(embedding, "num_embeddings", 1) else 0
+        self._pad = pad if isinstance(pad, int) and 0 <= pad < (count_embeddings(model) or 1) else 0
         self._device = model.device
         self._images = images
         self._two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
@@ -106,23 +109,25 @@ class InputBuilder:
         return torch.from_numpy(segment).to(self._device)
 
 
-def max_model_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the length limit of the model in tokens; None if neither model nor tokenizer states one."""
-    limits = [
-        getattr(model.config.get_text_config(), name, None)
-        for name in ("max_position_embeddings", "n_positions", "max_source_positions")
-    ]
-    tokenizer_limit = tokenizer.model_max_length
-    valid_limits = [limit for limit in (*limits, tokenizer_limit) if isinstance(limit, int) and 0 < limit < 10**9]
-    if not valid_limits:
-        return None
-    longest = min(valid_limits)
-    for name, module in model.named_modules():
-        # RoBERTa and related models count positions from padding_idx + 1.
-        if (
-            name.endswith("position_embeddings")
-            and isinstance(module, torch.nn.Embedding)
-            and module.padding_idx is not None
-        ):
-            longest = min(longest, module.num_embeddings - module.padding_idx - 1)
-    return longest
+def check_length(model: PreTrainedModel, builder: InputBuilder, example: EncodedExample) -> None:
+    """Run a model on an example that is longer than its configuration states.
+
+    Raises
+    ------
+    ConfigError
+        The model cannot run on it.
+    """
+    arguments = builder.build([example]).arguments
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            with suppress(UnsupportedModelError):  # models without SDPA use their own attention
+                stack.enter_context(implementation(model, "sdpa"))
+            model(**arguments)
+    except (HeadAtlasError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{type(model).__name__} cannot run on {len(example.source)} tokens, which is more than its configuration "
+            f"states: {error}. Lower tokens.max_tokens."
+        ) from error

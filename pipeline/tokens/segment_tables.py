@@ -53,8 +53,9 @@ def build_token_table(examples: Sequence[EncodedExample], sequence: SequenceName
         token_offset=_offsets(sequences),
         id=_join([s.id for s in sequences], np.int32),
         word=_join([s.word for s in sequences], np.int32),
-        char_start=_join([s.char_start for s in sequences], np.int32),
-        char_end=_join([s.char_end for s in sequences], np.int32),
+        # a token whose characters are not certain is stored without characters
+        char_start=np.maximum(_join([s.char_start for s in sequences], np.int32), 0),
+        char_end=np.maximum(_join([s.char_end for s in sequences], np.int32), 0),
         flags=_join([s.flags for s in sequences], np.uint8),
         columns={
             "text": Column.of_text(text for s in sequences for text in s.text),

@@ -7,22 +7,26 @@ Tokenizers report spans differently; this module converts them to one form:
 * Tokens that are parts of one character, such as the bytes of an emoji, have the span of this character.
 * Combining marks that a normalizer dropped belong to the token before them.
 * A word boundary sign (``▁``) that is a token in front of a text has an empty span.
+* A tokenizer without a fast version reports no spans. Where an alignment is not certain, the span is -1.
 
 A token belongs to the word with which it shares the most characters, or to the first such word. Whitespace tokens and
 special tokens belong to no word. `corpora/word_split.py` finds the words if the corpus has none.
+
+A special token is special also if the text itself spells it. Then it has a span; one that the tokenizer adds has none.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from headatlas.store.errors import ConfigError
 from headatlas.store.schema.token_table import MISSING, TokenFlag
@@ -30,9 +34,11 @@ from headatlas.store.schema.token_table import MISSING, TokenFlag
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
 from ..corpora.word_split import split_words
 from ..models.model_limits import check_normalizer, normalizer_of
+from .span_alignment import Span
+from .text_encoding import TextEncoding, encode_texts, failing_as_ours
 from .token_options import TooLong
 from .windows import cut_windows
-from .words_left_out import TARGET_WORDS, mark_cut, words_left_out
+from .words_left_out import TARGET_WORDS, mark_cut, messages_left_out, spans_left_out, words_left_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +48,7 @@ _BATCH_CHARS = 8 << 20
 _MOST_NORMALIZED = 64 << 20
 """Largest number of characters of a normalized text; each takes 20 bytes in the tokenizers library."""
 _PIECE_CHARS = 4096
+_MOST_WORD_CHARS = 2000
 _MOST_SPECIAL = 1024
 _BOUNDARY_SIGNS = frozenset("▁Ġ")
 
@@ -65,8 +72,11 @@ def encode(
     add_special_tokens: bool = True,
     has_target: bool = False,
     decoder_start_token_id: int | None = None,
+    skips: Mapping[int, str] = MappingProxyType({}),
 ) -> list[EncodedExample | Skipped]:
     """Encode examples in order, without padding, with one result for each example.
+
+    `skips` has the reasons for examples that are not encoded, by index.
 
     If an example has no words, `EncodedExample.example` has the words of its text. With `has_target` the target
     sequence is the input of the decoder: `decoder_start_token_id` first, if it is not None, and no end token.
@@ -78,31 +88,37 @@ def encode(
     Raises
     ------
     ConfigError
-        The tokenizer has no fast version, `max_tokens` leaves no room beside the special tokens, or `stride` is so
+        The tokenizer adds very many special tokens, `max_tokens` leaves no room beside the special tokens, or `stride` is so
         large that windows would omit tokens.
     """
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            f"{type(tokenizer).__name__} has no fast version; expected one, because only fast tokenizers report character offsets"
-        )
     n_special = tokenizer.num_special_tokens_to_add(pair=False) if add_special_tokens else 0
     if n_special > _MOST_SPECIAL:
         raise ConfigError(
-            f"{type(tokenizer).__name__} adds {n_special} special tokens; expected at most {_MOST_SPECIAL}"
+            f"{type(tokenizer).__name__} adds {n_special} special tokens to a text; expected at most {_MOST_SPECIAL}. "
+            "Set tokens.special = false, or use a model that you trust"
         )
     if max_tokens <= n_special:
-        raise ConfigError(f"max_tokens {max_tokens} leaves no room beside {n_special} special tokens; increase it")
+        raise ConfigError(
+            f"a limit of {max_tokens} tokens leaves no room for a text beside {n_special} special tokens. Raise "
+            "tokens.max_tokens, lower generate.max_new_tokens, or set tokens.special = false"
+        )
     room = max_tokens - n_special
     if stride is not None and not 0 < stride <= room:
         raise ConfigError(
-            f"a stride of {stride} leaves tokens out, because a window has room for {room} beside {n_special} special "
-            f"tokens; expected 1 to {room}"
+            f"tokens.stride is {stride}, but a window has room for {room} tokens beside {n_special} special tokens, so "
+            f"tokens would be left out; expected 1 to {room}"
         )
     results: list[EncodedExample | Skipped] = []
     growth = check_normalizer(normalizer_of(tokenizer), type(tokenizer).__name__)
     for start, stop in _batch_spans(examples):
         batch = examples[start:stop]
-        reasons = [_skip_reason(example, has_target) or _growth_reason(example, tokenizer, growth) for example in batch]
+        reasons = [
+            skips.get(start + i)
+            or _skip_reason(example, has_target)
+            or _growth_reason(example, tokenizer, growth)
+            or _length_reason(example, tokenizer)
+            for i, example in enumerate(batch)
+        ]
         encodable = [example for example, reason in zip(batch, reasons, strict=True) if reason is None]
         settings = {"max_tokens": max_tokens, "on_too_long": on_too_long, "add_special_tokens": add_special_tokens}
         encoded = iter(
@@ -126,17 +142,6 @@ def _batch_spans(examples: Sequence[CorpusExample]) -> Iterator[tuple[int, int]]
         yield start, len(examples)
 
 
-@contextmanager
-def _failing_as_ours(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Raise ConfigError for any failure of the tokenizers library. Its panics are no Exceptions."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:
-        raise ConfigError(f"{type(tokenizer).__name__} fails on a text: {error}") from error
-
-
 def _growth_reason(example: CorpusExample, tokenizer: PreTrainedTokenizerBase, growth: int) -> str | None:
     """Return the reason for skipping a text that the tokenizer's normalizer makes too long."""
     for text in (example.text, example.text_pair, example.target):
@@ -144,16 +149,27 @@ def _growth_reason(example: CorpusExample, tokenizer: PreTrainedTokenizerBase, g
             continue
         backend: Any = tokenizer.backend_tokenizer
         pieces = (text[i : i + _PIECE_CHARS] for i in range(0, len(text), _PIECE_CHARS))
-        with _failing_as_ours(tokenizer):
+        with failing_as_ours(tokenizer):
             n_chars = sum(len(backend.normalizer.normalize_str(piece)) for piece in pieces)
         if n_chars > _MOST_NORMALIZED:
             return f"the tokenizer makes more than {_MOST_NORMALIZED} characters of it"
     return None
 
 
+def _length_reason(example: CorpusExample, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the reason for skipping a word on which byte-pair merges in Python would take hours."""
+    if tokenizer.is_fast or not hasattr(tokenizer, "bpe"):
+        return None
+    texts = (example.text, example.text_pair or "", example.target or "")
+    longest = max((len(word) for text in texts for word in text.split()), default=0)
+    if longest <= _MOST_WORD_CHARS:
+        return None
+    return f"a word of {longest} characters; {type(tokenizer).__name__} takes at most {_MOST_WORD_CHARS}"
+
+
 def _skip_reason(example: CorpusExample, has_target: bool) -> str | None:
     if has_target and example.target is None:
-        return "no target text"
+        return "no target text, which the decoder of this model reads (corpus.target; or generate one)"
     for text in (example.text, example.text_pair, example.target):
         if text is not None and not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
             return "a lone surrogate in the text"
@@ -166,175 +182,197 @@ def _encode_batch(
     has_target: bool,
     decoder_start_token_id: int | None,
     stride: int,
-    **settings: Any,
+    *,
+    max_tokens: int,
+    on_too_long: TooLong,
+    add_special_tokens: bool,
 ) -> Iterator[list[EncodedExample] | str]:
-    sources = _run_tokenizer(tokenizer, [(e.text, e.text_pair) for e in examples], is_target=False, **settings)
-    targets: list[Any] = [None] * len(examples)
+    cut_at = max_tokens if on_too_long == "truncate" else None
+    sources: dict[int, TextEncoding | str] = {}
+    for is_chat in (False, True):  # the template of a chat writes its special tokens
+        rows = [i for i, example in enumerate(examples) if bool(example.messages) == is_chat]
+        texts = [(examples[i].text, examples[i].text_pair) for i in rows]
+        adds = add_special_tokens and not is_chat
+        encodings = encode_texts(tokenizer, texts, max_tokens=cut_at, add_special_tokens=adds)
+        sources.update(zip(rows, encodings, strict=True))
+    targets: list[TextEncoding | str] = []
     if has_target:
-        targets = _run_tokenizer(tokenizer, [(e.target or "", None) for e in examples], is_target=True, **settings)
-    max_tokens, policy = settings["max_tokens"], settings["on_too_long"]
-    for example, source, target in zip(examples, sources, targets, strict=True):
-        sides = (source,) if target is None else (source, target)
+        texts = [(example.target or "", None) for example in examples]
+        targets = encode_texts(
+            tokenizer, texts, is_target=True, max_tokens=cut_at, add_special_tokens=add_special_tokens
+        )
+    specials = SpecialTokens.of(tokenizer)
+    for i, example in enumerate(examples):
+        sides = [side for side in (sources[i], *targets[i : i + 1]) if not isinstance(side, str)]
+        if len(sides) < 1 + has_target:
+            yield next(side for side in (sources[i], *targets[i : i + 1]) if isinstance(side, str))
+            continue
         n_tokens = max(len(side.ids) for side in sides)
-        is_windowed = policy == "windows" and example.text_pair is None and target is None
+        is_windowed = on_too_long == "windows" and example.text_pair is None and not targets
         if n_tokens > max_tokens and not is_windowed:
-            details = {"truncate": " and cutting failed", "windows": "; windows are made of single texts only"}
-            yield f"{n_tokens} tokens, at most {max_tokens} are allowed{details.get(policy, '')}"
+            details = {"windows": "; windows are made of single texts only"}
+            yield f"{n_tokens} tokens, at most {max_tokens} are allowed{details.get(on_too_long, '')}"
         elif any(not len(side.ids) for side in sides):
             yield "no tokens"
         else:
-            words = example.words or split_words(example.text) + split_words(example.text_pair or "", second=True)
-            example_with_words = replace(example, words=words)
-            sequence = _read_sequence(source, (example.text, example.text_pair or ""), words)
-            sequence = mark_cut(sequence, _cut_texts(source))
-            left_out = [*words_left_out(sequence, words, (example.text, example.text_pair or ""))]
+            encoded = _read_source(example, sides[0], specials)
+            sequence, texts = encoded.source, (example.text, example.text_pair or "")
+            kind = type(tokenizer).__name__
+            left_out = [
+                *words_left_out(sequence, encoded.example.words, texts),
+                *spans_left_out(sequence, kind),
+                *messages_left_out(example),
+            ]
             if is_windowed:
-                first, *others = cut_windows(example_with_words, sequence, max_tokens, stride)
-                yield [replace(first, left_out=(*left_out, *first.left_out)), *others]
+                yield cut_windows(replace(encoded, left_out=tuple(left_out)), max_tokens, stride)
                 continue
             target_sequence = None
-            if target is not None:
-                text = example.target or ""
-                target_words = split_words(text)
-                labels = mark_cut(_read_sequence(target, (text, ""), target_words), _cut_texts(target))
-                target_sequence = _shift_right(labels, decoder_start_token_id, max_tokens, tokenizer)
-                left_out += words_left_out(target_sequence, target_words, (text, ""), TARGET_WORDS)
+            if targets:
+                texts = (example.target or "", "")
+                target_words = split_words(texts[0])
+                labels = mark_cut(make_sequence(sides[1], texts, specials), sides[1].cut_texts)
+                target_sequence = _shift_right(
+                    with_words(labels, target_words), decoder_start_token_id, max_tokens, tokenizer
+                )
+                left_out += words_left_out(target_sequence, target_words, texts, TARGET_WORDS)
+                left_out += spans_left_out(target_sequence, kind)
             is_cut = any(
                 bool((side.flags & TokenFlag.CUT).any()) for side in (sequence, target_sequence) if side is not None
             )
-            yield [EncodedExample(example_with_words, sequence, target_sequence, is_cut, tuple(left_out))]
+            yield [replace(encoded, target=target_sequence, truncated=is_cut, left_out=tuple(left_out))]
 
 
-def _cut_texts(encoding: Any) -> tuple[bool, bool]:
-    """Return True for the first and for the second text if the tokenizer cut it."""
-    if not encoding.overflowing:
-        return False, False
-    ends = _text_ends(encoding)
-    overflow = [_text_ends(part) for part in encoding.overflowing]
-    return tuple(any(part[text] > ends[text] for part in overflow) for text in (0, 1))  # type: ignore[return-value]
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The special tokens of a tokenizer by id, and the id of the unknown token, which may stand for any text."""
+
+    contents: dict[int, str]
+    unknown: int | None
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+        """Collect the tokenizer's special tokens, and added tokens that its chat template writes."""
+        contents = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        template = str(tokenizer.chat_template or "")
+        for token_id, token in tokenizer.added_tokens_decoder.items():
+            if token.special or (token.content.strip() and token.content in template):
+                contents[token_id] = token.content
+        unknown = tokenizer.unk_token_id
+        return cls(contents, unknown if isinstance(unknown, int) else None)
+
+    def is_special(self, token_id: int, text: str | None) -> bool:
+        """Return True for a special token that a text spells; `text` is None if its characters are not certain."""
+        content = self.contents.get(token_id)
+        if content is None or token_id != self.unknown:
+            return content is not None
+        return text == content
 
 
-def _text_ends(encoding: Any) -> tuple[int, int]:
-    """Return the end of the last token of the first and of the second text."""
-    ends = [0, 0]
-    for text, (_, stop) in zip(encoding.sequence_ids, encoding.offsets, strict=True):
-        if text is not None:
-            ends[text] = max(ends[text], stop)
-    return ends[0], ends[1]
-
-
-def _run_tokenizer(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: list[tuple[str, str | None]],
-    *,
-    is_target: bool,
-    max_tokens: int,
-    on_too_long: str,
-    add_special_tokens: bool,
-) -> list[Any]:
-    """Return the encodings of the tokenizers library, in order, for pairs and single texts."""
-    result: list[Any] = [None] * len(texts)
-    truncation: dict[str, Any] = {"truncation": True, "max_length": max_tokens} if on_too_long == "truncate" else {}
-    for is_pair in (False, True):
-        rows = [i for i, (_, pair) in enumerate(texts) if (pair is not None) == is_pair]
-        if not rows:
-            continue
-        first, second = [texts[i][0] for i in rows], [texts[i][1] or "" for i in rows]
-        inputs = {"text_target": first} if is_target else {"text": first, "text_pair": second if is_pair else None}
-        with _failing_as_ours(tokenizer):
-            batch = tokenizer(**inputs, add_special_tokens=add_special_tokens, verbose=False, **truncation)
-        for i, encoding in zip(rows, batch.encodings or [], strict=True):
-            result[i] = encoding
-    return result
-
-
-def _read_sequence(encoding: Any, texts: tuple[str, str], words: tuple[Word, ...]) -> TokenSequence:
-    """Convert one encoding of the tokenizers library to tokens with spans, words and flags."""
-    # sequence_ids is None for tokens that the tokenizer added
-    return make_sequence(encoding.ids, encoding.tokens, encoding.offsets, encoding.sequence_ids, texts, words)
+def _read_source(example: CorpusExample, encoding: TextEncoding, specials: SpecialTokens) -> EncodedExample:
+    """Convert the tokens of an example. Words that the corpus does not have are found outside special tokens."""
+    texts = (example.text, example.text_pair or "")
+    sequence = mark_cut(make_sequence(encoding, texts, specials), encoding.cut_texts)
+    words = example.words or split_words(texts[0]) + split_words(texts[1], second=True)
+    rows = np.flatnonzero(sequence.is_written_special)
+    if len(rows) and not example.words:
+        second = (sequence.flags[rows] & TokenFlag.SECOND) != 0
+        spans = list(zip(second.tolist(), sequence.char_start[rows], sequence.char_end[rows], strict=True))
+        words = tuple(
+            word
+            for word in words
+            if not any(s == word.second and a <= word.char_start and word.char_end <= b for s, a, b in spans)
+        )
+    written = [
+        sequence.piece[i]
+        for i in rows
+        if not example.messages or any(m.start <= sequence.char_start[i] < m.stop for m in example.messages)
+    ]
+    columns = example.word_columns
+    if example.messages:
+        roles = [(message.start, message.stop, message.role) for message in example.messages]
+        role_of = [next((role for a, b, role in roles if a <= word.char_start < b), None) for word in words]
+        columns = {**columns, "role": role_of}
+    example = replace(example, words=words, word_columns=columns)
+    return EncodedExample(example, with_words(sequence, words), written_special=tuple(written))
 
 
 def make_sequence(
-    ids: Sequence[int],
-    pieces: Sequence[str],
-    offsets: Sequence[tuple[int, int]],
-    text_index: Sequence[int | None],
-    texts: tuple[str, str],
-    words: tuple[Word, ...],
-    first_generated: int | None = None,
+    encoding: TextEncoding, texts: tuple[str, str], specials: SpecialTokens, first_generated: int | None = None
 ) -> TokenSequence:
-    """Build tokens with spans and words.
-
-    `offsets` are the characters that each token covers in the text with the index `text_index` (None: special token).
-    """
-    n_tokens = len(ids)
-    spans = _trim_spans(offsets, text_index, pieces, texts)
-    word = _align(spans, text_index, words)
-    flags = np.zeros(n_tokens, np.uint8)
+    """Build tokens with spans and flags, without words."""
+    spans = _trim_spans(encoding, texts)
+    flags = np.zeros(len(spans), np.uint8)
     if first_generated is not None:
         flags[first_generated:] = int(TokenFlag.GENERATED)
-    words_before: set[int] = set()
     token_texts: list[str] = []
-    for i, (start, stop) in enumerate(spans):
-        text = texts[text_index[i] or 0]
-        token_texts.append(text[start:stop] if stop > start else pieces[i])
-        if text_index[i] is None:
+    for i, (token_id, piece, index) in enumerate(zip(encoding.ids, encoding.pieces, encoding.text_index, strict=True)):
+        span = spans[i]
+        text = None if span is None else texts[index or 0][slice(*span)]
+        token_texts.append(text or piece)
+        if index is None or specials.is_special(token_id, text):
             flags[i] |= TokenFlag.SPECIAL
-        if text_index[i] == 1:
+        if index == 1:
             flags[i] |= TokenFlag.SECOND
-        if word[i] in words_before:
-            flags[i] |= TokenFlag.CONTINUATION
-        elif word[i] != MISSING:
-            words_before.add(word[i])
-    edges = np.asarray(spans, np.int32).reshape(n_tokens, 2)
+    edges = np.asarray([span or (MISSING, MISSING) for span in spans], np.int32).reshape(len(spans), 2)
     return TokenSequence(
-        id=np.asarray(ids, np.int32),
-        word=np.asarray(word, np.int32),
+        id=np.asarray(encoding.ids, np.int32),
+        word=np.full(len(spans), MISSING, np.int32),
         char_start=edges[:, 0].copy(),
         char_end=edges[:, 1].copy(),
         flags=flags,
         text=tuple(token_texts),
-        piece=tuple(pieces),
+        piece=tuple(encoding.pieces),
     )
 
 
-def _trim_spans(
-    offsets: Sequence[tuple[int, int]], text_index: Sequence[int | None], pieces: Sequence[str], texts: tuple[str, str]
-) -> list[tuple[int, int]]:
+def with_words(sequence: TokenSequence, words: tuple[Word, ...]) -> TokenSequence:
+    """Return the tokens with their words, and `TokenFlag.CONTINUATION` for all but the first token of a word."""
+    word = _align(sequence, words)
+    flags = sequence.flags & ~np.uint8(TokenFlag.CONTINUATION)
+    first_rows = np.unique(word, return_index=True)[1]
+    is_first = np.zeros(len(word), bool)
+    is_first[first_rows] = True
+    flags[(word != MISSING) & ~is_first] |= int(TokenFlag.CONTINUATION)
+    return replace(sequence, word=word, flags=flags)
+
+
+def _trim_spans(encoding: TextEncoding, texts: tuple[str, str]) -> list[Span | None]:
     """Remove whitespace from the ends of spans, add dropped combining marks, and clip the spans to their texts."""
-    spans: list[tuple[int, int]] = []
-    for i, (start, stop) in enumerate(offsets):
-        if text_index[i] is None:
-            spans.append((0, 0))
+    spans: list[Span | None] = []
+    for i, (index, span) in enumerate(zip(encoding.text_index, encoding.spans, strict=True)):
+        if index is None or span is None:
+            spans.append(None if index is not None else (0, 0))
             continue
-        text = texts[text_index[i] or 0]
-        stop = min(stop, len(text))
-        start = min(start, stop)
+        text = texts[index]
+        stop = min(span[1], len(text))
+        start = min(span[0], stop)
         content = text[start:stop].strip()
         if content:
-            if _BOUNDARY_SIGNS.issuperset(pieces[i]) and not _BOUNDARY_SIGNS.issuperset(content):
+            if _BOUNDARY_SIGNS.issuperset(encoding.pieces[i]) and not _BOUNDARY_SIGNS.issuperset(content):
                 stop = start  # an added boundary sign; tokenizers report it with the span of the next character
             else:
                 start += len(text[start:stop]) - len(text[start:stop].lstrip())
                 stop = start + len(content)
-                next_in_same_text = i + 1 < len(offsets) and text_index[i + 1] == text_index[i]
-                limit = max(stop, offsets[i + 1][0]) if next_in_same_text else len(text)
+                limit = len(text)
+                if i + 1 < len(encoding.spans) and encoding.text_index[i + 1] == index:
+                    limit = max(stop, (encoding.spans[i + 1] or (stop,))[0])
                 while stop < limit and unicodedata.category(text[stop])[0] == "M":
                     stop += 1
         spans.append((start, stop))
     return spans
 
 
-def _align(spans: list[tuple[int, int]], text_index: Sequence[int | None], words: tuple[Word, ...]) -> list[int]:
+def _align(sequence: TokenSequence, words: tuple[Word, ...]) -> Int32[np.ndarray, "token"]:
     """Return the word index of each token, -1 for none."""
-    word_of_token = [MISSING] * len(spans)
+    word_of_token = np.full(len(sequence), MISSING, np.int32)
+    starts, stops = sequence.char_start.tolist(), sequence.char_end.tolist()
     for second in (False, True):
         order = sorted((word.char_start, word.char_end, i) for i, word in enumerate(words) if word.second == second)
         furthest_ends = list(accumulate((stop for _, stop, _ in order), max))
-        for i, (start, stop) in enumerate(spans):
-            if text_index[i] is None or bool(text_index[i]) != second or start == stop:
-                continue
-            best = 0
+        in_text = ((sequence.flags & TokenFlag.SECOND) != 0) == second
+        in_text &= ((sequence.flags & TokenFlag.SPECIAL) == 0) & (sequence.char_start < sequence.char_end)
+        for i in np.flatnonzero(in_text).tolist():
+            start, stop, best = starts[i], stops[i], 0
             for k in range(bisect_right(furthest_ends, start), len(order)):
                 word_start, word_stop, index = order[k]
                 if word_start >= stop:

@@ -1,4 +1,4 @@
-"""Words of a text that no token belongs to, counted by reason."""
+"""Parts of a text that its tokens do not have, counted by reason: words, characters, spans and messages."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import numpy as np
 
 from headatlas.store.schema.omissions import LISTED_NAMES, Omission
 from headatlas.store.schema.token_table import MISSING, TokenFlag, TokenTable
-from headatlas.store.schema.words_without_tokens import CUT, REASONS, reason_of_words
+from headatlas.store.schema.words_without_tokens import CUT, NO_TOKEN, REASONS, reason_of_words
 
-from ..corpora.examples import TokenSequence, Word
+from ..corpora.examples import CorpusExample, TokenSequence, Word
 
+WORDS = "words"
 TARGET_WORDS = "words of target texts"
+UNCERTAIN = "it is not certain which tokens they have"
+"""Reason for words without a token in a text with tokens whose characters are not certain."""
 
 
 def words_left_out(
-    sequence: TokenSequence, words: Sequence[Word], texts: tuple[str, str], what: str = "words"
+    sequence: TokenSequence, words: Sequence[Word], texts: tuple[str, str], what: str = WORDS
 ) -> Iterator[Omission]:
     """Count the words without a token. `what` names them. If a cut loses no whole word, its characters are counted."""
     is_cut = bool((sequence.flags & TokenFlag.CUT).any())
@@ -28,12 +31,28 @@ def words_left_out(
         rows = np.flatnonzero(reason == code).tolist()
         shown = (words[i] for i in rows[:LISTED_NAMES])
         names = tuple(texts[word.second][word.char_start : word.char_end] for word in shown)
-        without_names = REASONS[code] == CUT
-        yield Omission(what=what, n=len(rows), reason=REASONS[code], names=() if without_names else names, n_examples=1)
+        text = UNCERTAIN if REASONS[code] == NO_TOKEN and MISSING in sequence.char_start else REASONS[code]
+        yield Omission(what=what, n=len(rows), reason=text, names=() if text == CUT else names, n_examples=1)
     if is_cut and not (reason == REASONS.index(CUT)).any():
         ends = _cut_ends(sequence)
         if n_chars := sum(len(texts[second]) - end for second, end in ends.items()):
             yield Omission(what="characters", n=n_chars, reason=CUT, n_examples=1)
+
+
+def spans_left_out(sequence: TokenSequence, tokenizer: str) -> Iterator[Omission]:
+    """Count the tokens whose characters are not certain. `tokenizer` is the name of a tokenizer without a fast version."""
+    if n_missing := int((sequence.char_start == MISSING).sum()):
+        reason = f"{tokenizer} has no fast version, and an alignment of its tokens is not certain"
+        yield Omission(what="character spans", n=n_missing, reason=reason, n_examples=1)
+
+
+def messages_left_out(example: CorpusExample) -> Iterator[Omission]:
+    """Count the messages of a conversation that are not found in its text."""
+    roles = [m.role for m in example.messages if m.start < 0 and m.content.strip()]
+    if roles:
+        reason = "the chat template does not write their content as it is, so no word has their role"
+        names = tuple(dict.fromkeys(roles))[:LISTED_NAMES]
+        yield Omission(what="messages", n=len(roles), reason=reason, names=names, n_examples=1)
 
 
 def mark_cut(sequence: TokenSequence, is_cut: tuple[bool, bool]) -> TokenSequence:
@@ -41,7 +60,7 @@ def mark_cut(sequence: TokenSequence, is_cut: tuple[bool, bool]) -> TokenSequenc
     if not any(is_cut):
         return sequence
     flags = sequence.flags.copy()
-    is_text = (flags & TokenFlag.SPECIAL) == 0
+    is_text = ~sequence.is_added & (sequence.char_start != MISSING)
     for second in (False, True):
         tokens = np.flatnonzero(is_text & (((flags & TokenFlag.SECOND) != 0) == second))
         if is_cut[second] and len(tokens):

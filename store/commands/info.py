@@ -77,10 +77,9 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     facts.add_row("tokens", ", ".join(f"{n:,} {name}" for name, n in opened.n_tokens.items()))
     facts.add_row("on disk", f"{size_text(opened.bytes_on_disk)} in {len(opened.segments)} segments")
     for site in opened.sites.values():
-        heads = f"{site.n_layers} layers × {site.n_heads} heads"
         shared = f", {site.n_kv_heads} key heads" if site.n_kv_heads != site.n_heads else ""
         width = f", d_head {site.d_head}" if opened.spec.capture == "interface" else ""
-        facts.add_row(f"site {site.name}", f"{heads}{shared}{width}{', causal' if site.causal else ''}")
+        facts.add_row(f"site {site.name}", f"{site.shape_text}{shared}{width}{', causal' if site.causal else ''}")
     if opened.spec.capture == "eager":
         facts.add_row("eager mode", "attention as the model returned it; its query and key could not be seen")
     if (codec := manifest.spec.attention_codec) is not None:

@@ -103,7 +103,7 @@ def _caveats(result: NeuronResult) -> str:
     sentences = []
     if result.n_without_control:
         sentences.append(f" {result.n_without_control:,} rows have no other visible key and are left out.")
-    if result.site.softcap[result.layer] is not None:
+    if result.site.softcap[result.site.layer_index(result.layer)] is not None:
         sentences.append(" Scores are those before the soft cap.")
     if result.site.has_position_bias:
         sentences.append(" Scores are without the learned position bias.")

@@ -149,6 +149,7 @@ def _print_spread(
         {name: statistic.values for name, statistic in statistics.items()},
         {name: statistic.rows for name, statistic in statistics.items()},
         average,
+        layers=store.site(site).layers,
     )
     frames = [summary_frame(summary, name) for name in names]
     ranked = [first_rows(frame, top, all_rows=as_csv or as_json) for frame in frames]

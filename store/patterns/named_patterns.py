@@ -68,7 +68,7 @@ _ALL = (
         "special_token",
         "Special tokens",
         "key.special",
-        "every token looks at the tokens that the tokenizer added ([CLS], [SEP], <s>)",
+        "every token looks at the special tokens ([CLS], [SEP], <s>)",
         group="Kinds of tokens",
     ),
     LibraryPattern(

@@ -39,7 +39,9 @@ TOKEN_FIELDS: dict[str, Field] = {
         Field("lower", "text", "the text, case-folded"),
         Field("piece", "text", "the tokenizer's own spelling"),
         Field("id", "number", "the tokenizer's number of the token"),
-        Field("special", "bool", "true if the tokenizer added the token ([CLS], <s>)"),
+        Field(
+            "special", "bool", "true for special tokens ([CLS], <s>): the tokenizer adds them, or the text spells them"
+        ),
         Field("segment", "number", "0 in the first text of a pair, 1 in the second"),
         Field("continuation", "bool", "true if the token continues the word of the token before"),
         Field("generated", "bool", "true if the model generated the token"),

@@ -18,6 +18,7 @@ weights are all 0 predicts no governor, such as the last word of a causal site, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,7 +122,7 @@ class RelationAtlas:
             return None
         accuracy = self.select.head_is_right[..., dependents].mean(axis=-1)
         layer, head, direction = np.unravel_index(int(accuracy.argmax()), accuracy.shape)
-        return int(layer), int(head), int(direction)
+        return self.site.layers[layer], int(head), int(direction)
 
     def table(self, *, every_head: bool = False) -> pd.DataFrame:
         """Return one row for each relation (its best head), or with `every_head` for each relation, head and direction.
@@ -138,9 +139,15 @@ class RelationAtlas:
             offset_accuracy = self.score.offset_is_right[:, index].mean(axis=1)
             offset = int(offset_accuracy.argmax())
             chance = self.score.chance[..., index].mean(axis=-1)  # [layer, direction]
-            all_heads = np.ndindex(self.score.head_is_right.shape[:3])
+            all_heads = itertools.product(self.site.layers, *map(range, self.score.head_is_right.shape[1:3]))
             heads = list(all_heads) if best is None or every_head else [best]
-            is_right = np.stack([self.score.head_is_right[head][index] for head in heads])  # [row, dependent]
+            layer_indices = [self.site.layer_index(layer) for layer, _, _ in heads]
+            is_right = np.stack(
+                [
+                    self.score.head_is_right[layer_index, head, direction][index]
+                    for layer_index, (_, head, direction) in zip(layer_indices, heads, strict=True)
+                ]
+            )  # [row, dependent]
             low, high = self.score.interval(relation, is_right)
             rows += [
                 {
@@ -152,11 +159,13 @@ class RelationAtlas:
                     "accuracy": float(row_is_right.mean()),
                     "low": float(below),
                     "high": float(above),
-                    "baseline": float(chance[layer, direction]),
+                    "baseline": float(chance[layer_index, direction]),
                     "offset_baseline": float(offset_accuracy[offset]),
                     "offset": OFFSETS[offset],
                 }
-                for (layer, head, direction), row_is_right, below, above in zip(heads, is_right, low, high, strict=True)
+                for (layer, head, direction), layer_index, row_is_right, below, above in zip(
+                    heads, layer_indices, is_right, low, high, strict=True
+                )
             ]
         return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
 

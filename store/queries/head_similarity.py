@@ -29,7 +29,7 @@ from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, merge_example, plan_segment, segment_word_attention
 from ..schema.omissions import Omission
 from ..schema.token_table import TokenTable
-from ..schema.traces import Site, check_head
+from ..schema.traces import Site, head_index
 from ..schema.words_without_tokens import words_left_out
 from .evidence import MINIMUM_EXAMPLES
 from .example_alignment import align_examples
@@ -98,9 +98,8 @@ class SimilarHeads:
         """
         flat = self.distance.to_numpy().reshape(len(self.example_distance), -1).astype(np.float64)
         if head is not None:
-            layer, index = head
-            check_head(self.sites[0], layer, index)
-            row = layer * self.sites[0].n_heads + index
+            layer_index, index = head_index(self.sites[0], *head)
+            row = layer_index * self.sites[0].n_heads + index
             heads, others = np.full(flat.shape[1], row), np.arange(flat.shape[1])
             if self.is_same_store:
                 heads, others = heads[others != row], others[others != row]
@@ -114,10 +113,8 @@ class SimilarHeads:
         low, high = bootstrap_interval(self.example_distance[heads, others], self.example_rows)
         return pd.DataFrame(
             {
-                "layer": heads // self.sites[0].n_heads,
-                "head": heads % self.sites[0].n_heads,
-                "other_layer": others // self.sites[1].n_heads,
-                "other_head": others % self.sites[1].n_heads,
+                **{name: column[heads] for name, column in self.sites[0].head_columns().items()},
+                **{f"other_{name}": column[others] for name, column in self.sites[1].head_columns().items()},
                 "distance": flat[heads, others],
                 "low": np.where(has_few_examples, np.nan, low),
                 "high": np.where(has_few_examples, np.nan, high),
@@ -189,13 +186,13 @@ def similar(
     has_rows = rows > 0
     total = rows.sum()
     mean = sums.sum(axis=2, dtype=np.float64) / total if total else np.full(shape, np.nan)
-    sizes = {
-        "layer": sites[0].n_layers,
-        "head": sites[0].n_heads,
-        "other_layer": sites[1].n_layers,
-        "other_head": sites[1].n_heads,
+    coords = {
+        "layer": np.array(sites[0].layers),
+        "head": np.arange(sites[0].n_heads),
+        "other_layer": np.array(sites[1].layers),
+        "other_head": np.arange(sites[1].n_heads),
     }
-    coords = {name: np.arange(size) for name, size in sizes.items()}
+    sizes = {name: len(values) for name, values in coords.items()}
     attributes = {"long_name": "Jensen-Shannon distance", "units": "bits"}
     distance = xr.DataArray(mean.reshape(*sizes.values()), coords, tuple(sizes), "distance", attributes)
     return SimilarHeads(
@@ -309,7 +306,7 @@ def _read(
     if segment.spec.keep.attention is None:
         for row, table, example_counts in zip(rows.tolist(), tables, counts, strict=True):
             example = store.examples[segment.first_example + row]
-            attention = (example.attention(layer, site=site.name).to_numpy() for layer in range(site.n_layers))
+            attention = (example.attention(layer, site=site.name).to_numpy() for layer in site.layers)
             layers = [merge_example(weights, table, table, merge, sink_free=sink_free) for weights in attention]
             yield np.concatenate(layers).astype(np.float32), example_counts
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import pandas as pd
 
 from ..errors import ConfigError
@@ -26,7 +25,7 @@ def check_same_heads(select: Snapshot, score: Snapshot, site: str | None = None)
         The sites have different shapes, or the stores are traces of different models.
     """
     a, b = select.site(site), score.site(site)
-    shape_a, shape_b = (f"{s.name}, {s.n_layers} layers × {s.n_heads} heads" for s in (a, b))
+    shape_a, shape_b = (f"{s.name}, {s.shape_text}" for s in (a, b))
     if shape_a != shape_b:
         raise ConfigError(
             f"{select.location} has {shape_a}; {score.location} has {shape_b}; expected two traces of one model. "
@@ -73,8 +72,7 @@ class SplitSearch:
         few rows or examples.
         """
         selection, evaluation = self.selection.table(by), self.evaluation.table(by, self.evidence)
-        n_heads = self.evaluation.site.n_heads
-        row_of_head = np.argsort(evaluation["layer"].to_numpy() * n_heads + evaluation["head"].to_numpy())
-        order = row_of_head[selection["layer"].to_numpy() * n_heads + selection["head"].to_numpy()]
+        heads = [pd.MultiIndex.from_arrays([table["layer"], table["head"]]) for table in (evaluation, selection)]
+        order = heads[0].get_indexer(heads[1])
         table = evaluation.take(order.tolist()).reset_index(drop=True)
         return table.assign(**{"rank": selection["rank"], f"selected_{by}": selection[by]})

@@ -156,7 +156,7 @@ class Contrast:
 
     def driving_pairs(self, layer: int, head: int, n: int = 5) -> list[tuple[str, int, int, float]]:
         """List the pairs that contribute most to the difference of a head: name, the two examples, their difference."""
-        values = self.difference[layer, head]
+        values = self.difference[int(np.searchsorted(self.heads["layer"], layer)), head]
         order = np.argsort(-values * np.sign(values.mean()) if len(values) else values, kind="stable")[:n]
         pairs = self.pair_index[order]
         names = [self.pairs.names[pair] for pair in pairs.tolist()]
@@ -212,16 +212,16 @@ def attention_contrast(
     shape = site_spec.n_layers, site_spec.n_heads
     difference = np.zeros((*shape, len(pairs.names)))
     for index, members in enumerate(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)):
-        for layer in range(site_spec.n_layers):
+        for row, layer in enumerate(site_spec.layers):
             first, second = (
                 store.examples[number].attention(layer, site=site_spec.name).to_numpy() for number in members
             )
-            difference[layer, :, index] = np.abs(first - second).sum(axis=-1, dtype=np.float64).mean(axis=-1) / 2
+            difference[row, :, index] = np.abs(first - second).sum(axis=-1, dtype=np.float64).mean(axis=-1) / 2
         on_progress(index + 1, len(pairs.names))
     p_value = np.full(shape, np.nan)
     if len(pairs.names) >= MINIMUM_EXAMPLES:
         p_value = p_above_zero(difference - difference.mean(axis=(0, 1)))
-    coords = {"layer": np.arange(shape[0]), "head": np.arange(shape[1])}
+    coords = {"layer": np.array(site_spec.layers), "head": np.arange(site_spec.n_heads)}
     no_mass = np.full(difference.shape, np.nan)
     heads = _head_columns(difference, (no_mass, no_mass), p_value, coords, seed)
     return Contrast(None, pairs, np.arange(len(pairs.names)), difference, heads)

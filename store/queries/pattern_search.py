@@ -34,7 +34,7 @@ from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, plan_segment, segment_word_attention
 from ..schema.token_table import TokenTable
-from ..schema.traces import Site, check_head
+from ..schema.traces import Site, head_index
 from ..schema.words_without_tokens import words_left_out
 from .answer_notes import column_notes, count_texts, missing_texts, note_on, text_lookups
 from .evidence import Baselines, Evidence, compute_baselines, compute_evidence
@@ -186,8 +186,7 @@ class SearchResult:
         return segment_matcher(segment, self.site, self.pattern, self.vocabulary, row, words=words)
 
     def _of_head(self, layer: int, head: int) -> Float32[np.ndarray, "example"]:
-        check_head(self.site, layer, head)
-        return self.example_mass.to_numpy()[layer, head]
+        return self.example_mass.to_numpy()[head_index(self.site, layer, head)]
 
     def _hit(
         self,
@@ -244,7 +243,7 @@ class SearchResult:
         segment = self.store.segment_of(number)
         examples = range(number - segment.first_example, number - segment.first_example + 1)
         plan = plan_segment(segment, self.site, examples, self.words)
-        flat = segment_word_attention(segment, self.site, layer, examples, plan)[head]
+        flat = segment_word_attention(segment, self.site, self.site.layer_index(layer), examples, plan)[head]
         return flat.reshape(int(plan.n_query_words[0]), int(plan.n_key_words[0]))
 
 
@@ -349,7 +348,7 @@ def _summarise(
         mass += scores.mass.sum(axis=2)
         slack, hits, uniform = slack + scores.slack, hits + scores.hits, uniform + scores.uniform
     total = int(np.concatenate(n_rows).sum())
-    layer, head = np.arange(site.n_layers), np.arange(site.n_heads)
+    layer, head = np.array(site.layers), np.arange(site.n_heads)
 
     def mean(values: np.ndarray) -> np.ndarray:
         return values / total if total else np.full(values.shape, np.nan)

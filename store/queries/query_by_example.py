@@ -152,8 +152,7 @@ class LikeResult:
             ),
             "information": candidate.information,
         }
-        layer, head = (part.ravel() for part in np.indices(candidate.score.shape))
-        table = pd.DataFrame({"layer": layer, "head": head, **{name: v.ravel() for name, v in columns.items()}})
+        table = pd.DataFrame({**self.site.head_columns(), **{name: v.ravel() for name, v in columns.items()}})
         table["rows"], table["examples"] = candidate.rows, candidate.n_examples
         return table.sort_values(["score", "there"], ascending=False, kind="stable", ignore_index=True)
 
@@ -169,7 +168,7 @@ class LikeResult:
                     "matches_there": candidate.hypothesis.n_matches,
                     "rows": candidate.rows,
                     "examples": candidate.n_examples,
-                    "layer": layer,
+                    "layer": self.site.layers[layer],
                     "head": head,
                     "mass": candidate.mass[layer, head],
                     "baseline": candidate.baseline[layer, head],
@@ -238,7 +237,7 @@ def like(
         on_progress(done + 1, len(selection))
     arc_attention = xr.DataArray(
         weights,
-        {"layer": np.arange(site_spec.n_layers), "head": np.arange(site_spec.n_heads)},
+        {"layer": np.array(site_spec.layers), "head": np.arange(site_spec.n_heads)},
         ("layer", "head", "arc"),
         "attention",
     )
@@ -266,14 +265,14 @@ def arc_weights(store: Snapshot, site: Site, arcs: Sequence[Arc]) -> Float32[np.
     by_edges = keep.attention is None and why_not_rebuilt(site, keep) is not None
     for index, arc in enumerate(arcs):
         example = store.examples[arc.example]
-        for layer in range(site.n_layers):
+        for layer_index, layer in enumerate(site.layers):
             if by_edges:
                 edges = example.edges(layer, site=site.name)
                 key, weight = (edges[name].to_numpy()[:, arc.query] for name in ("key_pos", "weight"))
-                weights[layer, :, index] = np.where(key == arc.key, weight, 0).max(axis=1)
+                weights[layer_index, :, index] = np.where(key == arc.key, weight, 0).max(axis=1)
             else:
                 row = slice(arc.query, arc.query + 1)
-                weights[layer, :, index] = example.attention(layer, site=site.name, query=row)[:, 0, arc.key]
+                weights[layer_index, :, index] = example.attention(layer, site=site.name, query=row)[:, 0, arc.key]
     return weights
 
 

@@ -90,13 +90,13 @@ def scan_segment(
             scores.uniform[layer] += uniform[site.masks[layer]]
             if basis == "edges":
                 assert edge_rows is not None
-                with located(f"{segment.where}, layer {layer}"):
+                with located(f"{segment.where}, layer {site.layers[layer]}"):
                     edges = read_edges(segment, site, layer, int(matching_rows.rows[0]), int(matching_rows.rows[-1]))
                     scan_edges(edge_rows, edges, scores.mass[layer], scores.hits[layer], scores.slack[layer])
                 continue
             block = _LayerBlock(segment, site, matching_rows, layer)
             if basis == "attention" and edge_rows is not None and block.is_codes:
-                with located(f"{segment.where}, layer {layer}"):
+                with located(f"{segment.where}, layer {site.layers[layer]}"):
                     block.add_codes(edge_rows, scores.mass[layer], scores.hits[layer])
                 continue
             row_scores = block.score_attention(edge_rows) if basis == "attention" else block.score_rebuilt()
@@ -201,7 +201,7 @@ class _LayerBlock:
             mass = np.add.reduceat(mass, self.matching_rows.first, axis=1)  # [head, row]
         if edge_rows is not None:
             key = read_strongest(self.segment, self.site, self.layer, first, last)
-            with located(f"{self.segment.where}, layer {self.layer}"):
+            with located(f"{self.segment.where}, layer {self.site.layers[self.layer]}"):
                 hit = edge_rows.is_match(key if key.shape[1] == len(self.rows) else key[:, self.rows - first])
             return _RowScores(mass, hit.sum(axis=1), slack)
         return _RowScores(mass, self._hits_of_maxima(stored, start), slack)

@@ -31,7 +31,7 @@ from ..reading.attention_rebuild import missing_vectors
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.stored_vectors import read_vectors
-from ..schema.traces import Site, check_head
+from ..schema.traces import Site, head_index
 from .resampling import bootstrap_interval
 
 PAIR_COLUMNS = ("pair", "first", "second", "frequency", "period")
@@ -147,7 +147,7 @@ def neurons(
         The pattern cannot be read, or uses a name that the store does not have.
     """
     site_spec, pattern = store.site(site), Pattern.parse(pattern)
-    check_head(site_spec, layer, head)
+    layer_index, _ = head_index(site_spec, layer, head)
     if store.spec.keep.query_key is None:
         raise NotFoundError(f"{store.location}: {missing_vectors(site_spec)}")
     vocabulary = site_vocabulary(store, site_spec)
@@ -155,7 +155,7 @@ def neurons(
     segment_sums = []
     for done, segment in enumerate(store.segments):
         segment_sums.append(
-            _scan(segment, site_spec, segment_matcher(segment, site_spec, pattern, vocabulary), layer, head)
+            _scan(segment, site_spec, segment_matcher(segment, site_spec, pattern, vocabulary), layer_index, head)
         )
         on_progress(done + 1, len(store.segments))
     numbers = [segment.first_example + part.example for segment, part in zip(store.segments, segment_sums, strict=True)]

@@ -56,8 +56,8 @@ def why_not_rebuilt(site: Site, keep: Keep) -> str | None:
         )
     if site.stored_masks:
         return (
-            f"the mask of {site.name} layer {site.stored_masks[0]} follows no rule of positions, so the keys that a row sees "
-            'are not known from query and key. Run the job again with keep.attention = "sqrt8".'
+            f"the mask of {site.name} layer {site.layers[site.stored_masks[0]]} follows no rule of positions, so the keys "
+            'that a row sees are not known from query and key. Run the job again with keep.attention = "sqrt8".'
         )
     return None
 
@@ -186,7 +186,8 @@ class RebuiltRows:
         if is_wrong.any():
             head, row = (int(indices[0]) for indices in np.nonzero(is_wrong))
             raise FormatError(
-                f"{self.site.name} layer {self.layer}, query_pos {int(self.query_pos[row])}: rebuilt weights add up to "
+                f"{self.site.name} layer {self.site.layers[self.layer]}, query_pos {int(self.query_pos[row])}: rebuilt "
+                "weights add up to "
                 f"{sums.total[head, row]:.4f}; expected 1. The model's mask differs from the store's, or the store is "
                 'damaged: verify it, or run the job into another store with keep.attention = "sqrt8".'
             )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import ConfigError, NotFoundError
+from ..schema.traces import Site
 
 AxisSelection = int | slice | Sequence[int] | None
 """Selection of layers or heads: one (its dimension is dropped), several, or all (None)."""
@@ -23,6 +24,25 @@ class AxisLabels:
 def dropped_axes(*selections: AxisSelection) -> tuple[int | slice, ...]:
     """Return the index that drops the first axes of an array whose selection is an integer."""
     return tuple(0 if isinstance(selection, int | np.integer) else slice(None) for selection in selections)
+
+
+def layer_indices(site: Site, selection: AxisSelection) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices on the layer axis, and the numbers, of a selection of a site's layers.
+
+    Raises
+    ------
+    NotFoundError
+        The site has no such layer.
+    """
+    numbers = np.array(site.layers)
+    if site.layer_numbers and selection is not None:  # a model with layers without attention
+        every_number = axis_indices(selection, int(numbers[-1]) + 1, "layer").tolist()
+        if isinstance(selection, slice):
+            every_number = [number for number in every_number if number in site.layers]
+        indices = np.array([site.layer_index(number) for number in every_number], np.int64)
+    else:
+        indices = axis_indices(selection, site.n_layers, "layer")
+    return indices, numbers[indices]
 
 
 def axis_indices(selection: AxisSelection, length: int, name: str) -> np.ndarray:

@@ -43,7 +43,9 @@ def rebuild_examples(segment: Segment, site: Site, layer: int, examples: range) 
         n_queries, n_keys = int(n_rows[group[0]]), int(n_columns[group[0]])
         q = (query_offset[examples.start + group] - rows.start)[:, None] + np.arange(n_queries)
         k = (key_offset[examples.start + group] - keys.start)[:, None] + np.arange(n_keys)
-        with located(f"{segment.where}, layer {layer}, example {segment.first_example + examples.start + group[0]}"):
+        with located(
+            f"{segment.where}, layer {site.layers[layer]}, example {segment.first_example + examples.start + group[0]}"
+        ):
             rebuilt = RebuiltRows(
                 _stack(query, q),
                 logsumexp[:, q].reshape(-1, n_queries),

@@ -16,7 +16,7 @@ from ..files.overlays import overlay_path
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site
 from .attention_rebuild import RowReader, require_rebuilt
-from .axis_selection import AxisLabels, AxisSelection, axis_indices, dropped_axes, position_span
+from .axis_selection import AxisLabels, AxisSelection, axis_indices, dropped_axes, layer_indices, position_span
 from .pair_attention import read_dropped, read_pairs
 from .segment import Segment
 from .word_attention import Merge, merge_example
@@ -136,12 +136,12 @@ class Example:
         site_spec = self._site(site)
         if not self.segment.spec.keep.attention:
             self.segment.array(f"{site_spec.name}/attention")  # the error names the setting of the job
-        layers, heads = axis_indices(layer, site_spec.n_layers, "layer"), axis_indices(head, site_spec.n_heads, "head")
+        (layers, numbers), heads = layer_indices(site_spec, layer), axis_indices(head, site_spec.n_heads, "head")
         rows, n_rows = self._rows(site_spec.query_sequence)
         data = np.zeros((len(layers), len(heads), n_rows), np.float32)
         for out, layer_index in zip(data, layers.tolist(), strict=True):
             out[...] = read_dropped(self.segment, site_spec, layer_index, slice(None), rows)[heads]
-        labels = AxisLabels({"layer": (layer, layers), "head": (head, heads)})
+        labels = AxisLabels({"layer": (layer, numbers), "head": (head, heads)})
         coords = {**labels.coords, "query_pos": np.arange(n_rows)}
         return xr.DataArray(
             data[dropped_axes(layer, head)], coords, (*labels.dims, "query_pos"), "dropped", {"units": "attention"}
@@ -160,7 +160,7 @@ class Example:
             raise ConfigError(f"size is {size}; expected at least one row and one key.")
         for row in range(0, n_queries, size[0]):
             rows = np.arange(row, min(row + size[0], n_queries))
-            first, stop = site_spec.masks[int(axis_indices(layer, site_spec.n_layers, "layer")[0])].span(rows, n_keys)
+            first, stop = site_spec.masks[int(layer_indices(site_spec, layer)[0][0])].span(rows, n_keys)
             for column in range(0, n_keys, size[1]):
                 if column < stop.max() and column + size[1] > first.min():
                     spans = slice(row, row + len(rows)), slice(column, min(column + size[1], n_keys))
@@ -300,7 +300,7 @@ class Example:
 
         Without `bounded` the distance of rebuilt weights is not computed; it is then 0.
         """
-        layers, heads = axis_indices(layer, site.n_layers, "layer"), axis_indices(head, site.n_heads, "head")
+        (layers, numbers), heads = layer_indices(site, layer), axis_indices(head, site.n_heads, "head")
         n_rows, n_columns = rows.stop - rows.start, columns.stop - columns.start
         if (n_bytes := 4 * len(layers) * len(heads) * n_rows * n_columns) > WEIGHTS_MAX_BYTES:
             raise BudgetError(
@@ -321,7 +321,7 @@ class Example:
                 bound = max(bound, tile.max_absolute_error or 0.0)
             elif not is_rebuilt and len(heads):
                 self._read_stored(site, layer_index, heads, rows, columns, out)
-        labels = AxisLabels({"layer": (layer, layers), "head": (head, heads)})
+        labels = AxisLabels({"layer": (layer, numbers), "head": (head, heads)})
         return maps[dropped_axes(layer, head)], bound, labels
 
     def _read_stored(
@@ -382,7 +382,7 @@ class Example:
         self, path: str, site: Site, layer: AxisSelection, head: AxisSelection, n_heads: int, head_dim: str, rows: slice
     ) -> tuple[np.ndarray, AxisLabels]:
         """Read a block of a trace array [layer, head, rows, ...], with the labels of its first dimensions."""
-        layers, heads = axis_indices(layer, site.n_layers, "layer"), axis_indices(head, n_heads, head_dim)
+        (layers, numbers), heads = layer_indices(site, layer), axis_indices(head, n_heads, head_dim)
         array = self.segment.array(path)
         if not len(layers) or not len(heads):
             block = np.empty((len(layers), len(heads), rows.stop - rows.start, *array.shape[3:]), array.dtype)
@@ -396,5 +396,5 @@ class Example:
                 else array[spans[0], span, rows]
             )
             block = block[:, heads - span.start] if len(heads) != span.stop - span.start else block
-        labels = AxisLabels({"layer": (layer, layers), head_dim: (head, heads)})
+        labels = AxisLabels({"layer": (layer, numbers), head_dim: (head, heads)})
         return block[dropped_axes(layer, head)], labels

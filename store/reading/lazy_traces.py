@@ -133,7 +133,7 @@ def lazy_traces(store: SegmentIndex, site: Site, name: str) -> xr.DataArray:
         for i, shape in enumerate(shapes)
     ]
     data = da.concatenate(parts, axis=2) if parts else da.zeros((site.n_layers, site.n_heads, 0), np.float32)
-    coords: dict[str, Any] = {axis: np.arange(size) for axis, size in zip(axes[:2], data.shape[:2], strict=True)}
+    coords: dict[str, Any] = {axes[0]: np.array(site.layers), axes[1]: np.arange(data.shape[1])}
     coordinates = {"pair": ("query_pos", "key_pos"), "query_token": ("query_pos",), "key_token": ("key_pos",)}
     for coordinate in ("example", *coordinates.get(axes[2], ())) if shapes else ():
         values = [

@@ -107,7 +107,8 @@ def _read_sparse(segment: Segment, site: Site, layer: int, heads: slice, pairs: 
         stored = segment.read(path, (layer, head, span))
         if len(key) < span.stop - span.start or (key >= np.repeat(rows.length, count)).any():
             raise FormatError(
-                f"{segment.where}, layer {layer}, head {head}: {path}_key and {path}_count do not fit the rows. "
+                f"{segment.where}, layer {site.layers[layer]}, head {head}: {path}_key and {path}_count do not fit "
+                "the rows. "
                 "Verify the store."
             )
         target = key + np.repeat(rows.start - pairs.start, count)

@@ -48,5 +48,5 @@ def statistics_dataset(
         if (statistic := STATISTICS.get(name)) is not None:
             attributes = {"long_name": statistic.label, "units": statistic.unit, "description": statistic.description}
         variables[name] = xr.Variable(dims, value, attributes)
-    axes = {"layer": np.arange(site.n_layers), "head": np.arange(site.n_heads), **coords}
+    axes = {"layer": np.array(site.layers), "head": np.arange(site.n_heads), **coords}
     return xr.Dataset(variables, axes, {"site": site.name})

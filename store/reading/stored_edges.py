@@ -69,7 +69,8 @@ def _read(segment: Segment, site: Site, layer: int, rows: slice) -> tuple[np.nda
     weight = segment.read(f"{site.name}/edge_weight", selection)
     if weight.size and (weight.view(np.uint16) & 0x7FFF).max() >= _NOT_FINITE:
         raise FormatError(
-            f"{segment.where}: edge_weight of layer {layer} holds a value that is not finite; expected weights. Verify "
+            f"{segment.where}: edge_weight of layer {site.layers[layer]} holds a value that is not finite; "
+            "expected weights. Verify "
             "the store."
         )
     return segment.read(f"{site.name}/edge_key", selection), weight

@@ -34,7 +34,7 @@ def visible_pairs(segment: Segment, site: Site, mask: LayerMask, pairs: slice) -
 def visible_rows(
     segment: Segment, site: Site, layer: int, example: int, rows: slice
 ) -> Bool[np.ndarray, "query_pos key_pos"]:
-    """Return True for each key that rows `rows` of an example (by index within the segment) see.
+    """Return True for each key that rows `rows` of an example (by index within the segment) see. `layer` is an index.
 
     Raises
     ------

@@ -164,7 +164,7 @@ _ALL = (
         "special",
         "Attention to special tokens",
         "share",
-        "Weight from each token to the tokens that the tokenizer added; rows count also where there is none (0).",
+        "Weight from each token to the special tokens; rows count also where there is none (0).",
         lambda rows, pairs: rows.mass(np.flatnonzero(rows.plan.special)),
         has_pair=lambda query, key, special: special,
         pattern="special_token",

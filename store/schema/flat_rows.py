@@ -25,7 +25,7 @@ class RowPlan:
     n_keys: Int64[np.ndarray, "example"]
     causal: bool
     key_special: Bool[np.ndarray, "key_token"]
-    """True for key tokens that the tokenizer added, examples one after the other."""
+    """True for special key tokens, examples one after the other."""
     one_text: bool = True
     """True if queries and keys are the same tokens."""
     visible: Bool[np.ndarray, "pair"] | None = None

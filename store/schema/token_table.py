@@ -25,7 +25,7 @@ POINTER_COLUMNS = ("head", "antecedent")
 class TokenFlag(IntFlag):
     """Bits of a token's `flags` field."""
 
-    SPECIAL = 1  # added by the tokenizer: [CLS], <s>, ...
+    SPECIAL = 1  # added by the tokenizer, or spelled by the text: [CLS], <s>, ...
     SECOND = 2  # belongs to the second text of a pair
     CONTINUATION = 4  # not the first token of its word
     GENERATED = 8  # written by the model
@@ -202,7 +202,7 @@ class TokenTable:
 
     @property
     def special(self) -> np.ndarray:
-        """True for tokens that the tokenizer added, bool [token]."""
+        """True for special tokens, bool [token]."""
         return (self.flags & TokenFlag.SPECIAL) != 0
 
     @property

@@ -7,6 +7,7 @@ these descriptions. The axis order is the same everywhere: example, layer, head,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -61,7 +62,7 @@ class Site(_Frozen):
     chunk: tuple[Annotated[int, Field(gt=0)] | None, ...] = ()
     """Number of positions of a chunk, whose rows see no other chunk (Llama 4). Empty if no layer has chunks."""
     stored_masks: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Layers whose mask follows no rule, ascending. The array `visible_keys` has their masks in this order."""
+    """Indices of the layers whose mask follows no rule, ascending. The array `visible_keys` has their masks in this order."""
     rotary: bool = False
     """True if query and key carry a rotary position embedding, which acts on pairs of dimensions."""
     rotary_frequency: tuple[float, ...] = ()
@@ -73,6 +74,9 @@ class Site(_Frozen):
     """True if the model adds a learned bias by position to the scores (T5)."""
     score_parts: tuple[ScorePart, ...] = ()
     """Parts of the scores stored beside query and key to rebuild attention: bias by key_pos − query_pos, and sinks."""
+    layer_numbers: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = ()
+    """Number of each layer in the model, ascending, if some layers of the model have no attention here. Empty if they
+    are 0, 1, 2 and so on."""
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Site:
@@ -81,24 +85,74 @@ class Site(_Frozen):
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries; expected {self.n_layers}")
         if len(self.chunk) not in (0, self.n_layers):
             raise ValueError(f"chunk has {len(self.chunk)} entries; expected {self.n_layers} or none")
-        if list(self.stored_masks) != sorted({layer for layer in self.stored_masks if layer < self.n_layers}):
-            raise ValueError(f"stored_masks is {self.stored_masks}; expected ascending layers below {self.n_layers}")
+        if list(self.stored_masks) != sorted({index for index in self.stored_masks if index < self.n_layers}):
+            raise ValueError(f"stored_masks is {self.stored_masks}; expected ascending indices below {self.n_layers}")
         if self.rotary_frequency and len(self.rotary_frequency) != self.d_head:
             raise ValueError(
                 f"rotary_frequency has {len(self.rotary_frequency)} entries; expected {self.d_head} or none"
+            )
+        if self.layer_numbers and (
+            len(self.layer_numbers) != self.n_layers or list(self.layer_numbers) != sorted(set(self.layer_numbers))
+        ):
+            raise ValueError(
+                f"layer_numbers is {self.layer_numbers}; expected {self.n_layers} ascending numbers or none"
             )
         return self
 
     @property
     def masks(self) -> tuple[LayerMask, ...]:
-        """Mask of each layer. Layers with equal masks have equal entries."""
+        """Mask of each layer, by index on the `layer` axis. Layers with equal masks have equal entries."""
         chunks = self.chunk or (None,) * self.n_layers
         return tuple(
-            LayerMask(self.causal, stored=self.stored_masks.index(layer))
-            if layer in self.stored_masks
+            LayerMask(self.causal, stored=self.stored_masks.index(index))
+            if index in self.stored_masks
             else LayerMask(self.causal, window, chunk)
-            for layer, (window, chunk) in enumerate(zip(self.window, chunks, strict=True))
+            for index, (window, chunk) in enumerate(zip(self.window, chunks, strict=True))
         )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Number of each layer in the model, in the order of the `layer` axis of arrays.
+
+        Everything that names a layer (results, commands, URLs) uses these numbers; arrays and the tuples of this class
+        are indexed by `layer_index`.
+        """
+        return self.layer_numbers or tuple(range(self.n_layers))
+
+    def layer_index(self, layer: int) -> int:
+        """Return the index of a layer on the `layer` axis.
+
+        Raises
+        ------
+        NotFoundError
+            The site has no layer of this number.
+        """
+        if layer not in self.layers:
+            raise NotFoundError(f"no layer {layer}; {self.name} has layers {self.layer_text}")
+        return self.layers.index(layer)
+
+    @property
+    def layer_text(self) -> str:
+        """Numbers of the layers as ``0:12`` or ``1, 3, 5``."""
+        return ", ".join(map(str, self.layer_numbers)) or f"0:{self.n_layers}"
+
+    @property
+    def shape_text(self) -> str:
+        """Numbers of layers and heads, such as ``12 layers × 12 heads`` or ``2 layers (1, 3) × 4 heads``."""
+        numbers = f" ({self.layer_text})" if self.layer_numbers else ""
+        return f"{self.n_layers} layers{numbers} × {self.n_heads} heads"
+
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """Layer and head of every head, layer by layer, as in a flat array [layer, head]."""
+        return list(itertools.product(self.layers, range(self.n_heads)))
+
+    def head_columns(self) -> dict[str, Int[np.ndarray, "map"]]:
+        """Return the columns `layer` and `head` of a table with one row for each head, layer by layer."""
+        return {
+            "layer": np.repeat(self.layers, self.n_heads),
+            "head": np.tile(np.arange(self.n_heads), self.n_layers),
+        }
 
     def n_pairs(self, n_queries: int, n_keys: int) -> int:
         """Return the number of pairs of one head of one example on the shared pair axis, which no window cuts."""
@@ -117,18 +171,19 @@ class Site(_Frozen):
         return {band: tuple(layers[band]) for band in sorted(layers, key=lambda band: -(band or 1 << 62))}
 
 
-def check_head(site: Site, layer: int, head: int) -> None:
-    """Check that a site has a head.
+def head_index(site: Site, layer: int, head: int) -> tuple[int, int]:
+    """Return the indices of a head on the axes `layer` and `head`.
 
     Raises
     ------
     NotFoundError
         The site has no such layer or head.
     """
-    if not (0 <= layer < site.n_layers and 0 <= head < site.n_heads):
+    if layer not in site.layers or not 0 <= head < site.n_heads:
         raise NotFoundError(
-            f"no head {layer}.{head}; {site.name} has layers 0:{site.n_layers} and heads 0:{site.n_heads}"
+            f"no head {layer}.{head}; {site.name} has layers {site.layer_text} and heads 0:{site.n_heads}"
         )
+    return site.layers.index(layer), head
 
 
 class Keep(_Frozen):

@@ -13,8 +13,9 @@ from .token_table import TokenFlag, TokenTable
 
 SKIPPED = "of a skipped example"
 CUT = "behind the cut of a text that is too long (tokens.too_long)"
+SPECIAL = "the tokenizer reads them as a special token"
 NO_TOKEN = "without a token of their own"
-REASONS = (SKIPPED, CUT, NO_TOKEN)
+REASONS = (SKIPPED, CUT, SPECIAL, NO_TOKEN)
 
 
 def reason_of_words(table: TokenTable) -> Int64[np.ndarray, "word"]:
@@ -31,7 +32,18 @@ def reason_of_words(table: TokenTable) -> Int64[np.ndarray, "word"]:
     is_cut = table.word_char_start >= ends[example, table.word_second.astype(int)]
     reason = np.where(is_cut, REASONS.index(CUT), REASONS.index(NO_TOKEN))
     reason[table.n_tokens[example] == 0] = REASONS.index(SKIPPED)
-    return np.where(table.word_rank >= 0, -1, reason)
+    reason[table.word_rank >= 0] = -1
+    has_other = np.bincount(example[reason == REASONS.index(NO_TOKEN)], minlength=table.n_examples) > 0
+    second, word_second = table.second, table.word_second
+    of_token = np.repeat(np.arange(table.n_examples), table.n_tokens)
+    for token in np.flatnonzero(table.special & (table.char_end > table.char_start) & has_other[of_token]).tolist():
+        words = slice(*table.word_offset[of_token[token] : of_token[token] + 2].tolist())
+        is_inside = (table.word_char_start[words] < table.char_end[token]) & (
+            table.word_char_end[words] > table.char_start[token]
+        )
+        is_inside &= word_second[words] == second[token]
+        reason[words][is_inside & (reason[words] == REASONS.index(NO_TOKEN))] = REASONS.index(SPECIAL)
+    return reason
 
 
 def covered_ends(table: TokenTable) -> Int64[np.ndarray, "word"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,10 +22,12 @@ def corpus_summary(
     rows: Mapping[str, Int64[np.ndarray, "example"]],
     average: Average = "rows",
     bins: int = BINS,
+    layers: Sequence[int] | None = None,
 ) -> xr.Dataset:
     """Summarise the distribution of each statistic of each head over the examples of a corpus.
 
-    Only examples with a value take part. Dims (statistic, layer, head, ...). Variables, float64 unless stated:
+    Only examples with a value take part. `layers` are the numbers of the layers in the model, by default from 0. Dims
+    (statistic, layer, head, ...). Variables, float64 unless stated:
 
     - `mean`: mean, weighted as `average` says; NaN if no example has a value,
     - `deviation`: standard deviation over examples with equal weight,
@@ -54,14 +57,17 @@ def corpus_summary(
     data = (
         {name: (dims[name], np.stack([summary[name] for summary in summaries])) for name in dims} if summaries else {}
     )
-    return xr.Dataset(data, {"statistic": list(values), "quantile": list(QUANTILES)})
+    coords: dict[str, Any] = {"statistic": list(values), "quantile": list(QUANTILES)}
+    if layers is not None:
+        coords["layer"] = list(layers)
+    return xr.Dataset(data, coords)
 
 
 def summary_frame(summary: xr.Dataset, statistic: str) -> pd.DataFrame:
     """Return one statistic as a table, largest mean first: layer, head, mean, deviation, q05 … q95, examples, rows."""
     selected = summary.sel(statistic=statistic)
-    layer, head = (grid.ravel() for grid in np.indices(selected["mean"].shape))
-    columns = {"layer": layer, "head": head}
+    n_layers, n_heads = selected["mean"].shape
+    columns = {"layer": np.repeat(selected["layer"], n_heads), "head": np.tile(np.arange(n_heads), n_layers)}
     columns |= {name: selected[name].to_numpy().ravel() for name in ("mean", "deviation")}
     for quantile in summary["quantile"].to_numpy():
         columns[f"q{round(100 * quantile):02d}"] = selected["quantile_value"].sel(quantile=quantile).to_numpy().ravel()

@@ -23,7 +23,7 @@ from jaxtyping import Float, Float64, Int64
 from ..errors import ConfigError, FormatError, NotFoundError, ShapeError
 from ..files.drafts import new_folder
 from ..reading.snapshot import Snapshot
-from ..schema.traces import Site
+from ..schema.traces import Site, head_index
 from .blocks import iter_blocks
 from .published import DEFINITIONS, published_table
 
@@ -83,8 +83,9 @@ def export_headvis(
         _write(draft / "server_config.json", {})
         _write(draft / "attributions" / "manifest.json", {})
         strongest = _strongest_weights(store, site_spec)
-        for n_done, (layer, head) in enumerate(np.ndindex(site_spec.n_layers, site_spec.n_heads)):
-            page = _head_page(store, site_spec, layer, head, strongest[layer, head], sampling)
+        for n_done, (layer, head) in enumerate(site_spec.heads):
+            values = strongest[head_index(site_spec, layer, head)]
+            page = _head_page(store, site_spec, layer, head, values, sampling)
             _write(draft / "heads" / f"L{layer}H{head}.json", page)
             on_progress(n_done + 1, n_heads)
     return n_heads
@@ -99,7 +100,7 @@ def _config(store: Snapshot, site: Site, sampling: Sampling) -> dict[str, Any]:
         "model_name": model_name,
         "np_model_id": model_name.rpartition("/")[2],
         "dataset_name": corpus_name,
-        "heads": [list(head) for head in np.ndindex(site.n_layers, site.n_heads)],
+        "heads": [list(head) for head in site.heads],
         "n_layers": site.n_layers,
         "n_heads": site.n_heads,
         "n_intervals": sampling.n_intervals,
@@ -281,15 +282,16 @@ def read_headvis(path: Path) -> dict[str, Float64[np.ndarray, "layer head"]]:
 
 
 def _grids_of_rows(rows: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    n_layers, n_heads = (1 + max(int(row[name]) for row in rows) for name in ("layer", "head"))
-    if n_layers * n_heads != len(rows):
-        raise ValueError(f"{len(rows)} rows for {n_layers} × {n_heads} heads")
+    layers = sorted({int(row["layer"]) for row in rows})
+    n_heads = 1 + max(int(row["head"]) for row in rows)
+    if len(layers) * n_heads != len(rows):
+        raise ValueError(f"{len(rows)} rows for {len(layers)} × {n_heads} heads")
     names = [name for name in rows[0] if name not in ("layer", "head")]
-    grids = {name: [[math.nan] * n_heads for _ in range(n_layers)] for name in names}
+    grids = {name: [[math.nan] * n_heads for _ in layers] for name in names}
     for row in rows:
         for name, grid in grids.items():
             value = row.get(name)
-            grid[int(row["layer"])][int(row["head"])] = math.nan if value is None else float(value)
+            grid[layers.index(int(row["layer"]))][int(row["head"])] = math.nan if value is None else float(value)
     return grids
 
 
@@ -346,14 +348,14 @@ def compare_headvis(
                 "rank_correlation": rank_correlation(store_values[both], values[both]),
                 "mean_difference": float(size[both].mean()) if has_values else math.nan,
                 "largest_difference": float(size[layer, head]) if has_values else math.nan,
-                "layer": layer,
+                "layer": site_spec.layers[layer],
                 "head": head,
             }
         )
         for flat_index in order[:top]:
-            head_index = tuple(int(i) for i in np.unravel_index(flat_index, shape))
-            row = {"metric": name, "layer": head_index[0], "head": head_index[1], "store": store_values[head_index]}
-            heads.append({**row, "reference": values[head_index], "difference": difference[head_index]})
+            index = tuple(int(i) for i in np.unravel_index(flat_index, shape))
+            row = {"metric": name, "layer": site_spec.layers[index[0]], "head": index[1], "store": store_values[index]}
+            heads.append({**row, "reference": values[index], "difference": difference[index]})
     return Comparison(pd.DataFrame(metrics), pd.DataFrame(heads))
 
 

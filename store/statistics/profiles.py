@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from ..errors import ConfigError
 from ..reading.snapshot import Snapshot
-from ..schema.traces import check_head
+from ..schema.traces import head_index
 from .blocks import Block, CorpusTokens, iter_blocks
 
 REACH = 64
@@ -65,7 +65,7 @@ def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH
             "rows": ("offset", rows),
         },
         {
-            "layer": np.arange(site_spec.n_layers),
+            "layer": np.array(site_spec.layers),
             "head": np.arange(site_spec.n_heads),
             "offset": np.arange(-reach, reach + 1),
         },
@@ -88,7 +88,7 @@ def token_pairs(
         There is no such head.
     """
     site_spec = store.site(site)
-    check_head(site_spec, layer, head)
+    layer_index, head = head_index(site_spec, layer, head)
     corpus = CorpusTokens.of(store, site_spec)
     names: dict[tuple[str, bool], int] = {}
     code = np.empty(0, np.int64)
@@ -98,7 +98,7 @@ def token_pairs(
         query, key = _codes(block, names)
         plan = block.plan
         pair_code = query[plan.query][plan.row] << 32 | key[plan.key]
-        weights = block.rows(layer).weights[head]
+        weights = block.rows(layer_index).weights[head]
         total += float(weights.sum())
         code, code_index = np.unique(np.concatenate([code, pair_code]), return_inverse=True)
         weight = np.bincount(code_index, np.concatenate([weight, weights]))

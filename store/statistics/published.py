@@ -183,6 +183,5 @@ def published_table(
         column: np.divide(top, denominators[column], out=np.full(shape, np.nan), where=denominators[column] > 0)
         for column, top in numerators.items()
     }
-    layer, head = (grid.ravel() for grid in np.indices(shape))
     columns = definition.finish(means)
-    return pd.DataFrame({"layer": layer, "head": head, **{key: value.ravel() for key, value in columns.items()}})
+    return pd.DataFrame({**site_spec.head_columns(), **{key: value.ravel() for key, value in columns.items()}})

@@ -46,8 +46,7 @@ def statistics_table(
     if not statistic_names:
         store.statistics(site_spec.name)  # raises an error that says what the job must keep
     means = corpus_means(store, statistic_names, site_spec.name, average, on_progress)
-    layer, head = (grid.ravel() for grid in np.indices((site_spec.n_layers, site_spec.n_heads)))
-    columns = {"layer": layer, "head": head}
+    columns = site_spec.head_columns()
     columns |= {name: mean.ravel() for name, mean in means.items()}
     return pd.DataFrame(columns)
 
@@ -71,7 +70,7 @@ def specialised_heads(store: Snapshot, site: str | None = None, average: Average
         [uniform_baseline(store, site_spec, statistic, average) for statistic in candidates]
     )  # [statistic, layer]
     values = np.stack([table[statistic.name].to_numpy() for statistic in candidates])  # [statistic, head of the model]
-    head_baselines = baselines[:, table["layer"].to_numpy()]
+    head_baselines = np.repeat(baselines, site_spec.n_heads, axis=1)
     excess = np.where(np.isnan(values), -np.inf, values - np.nan_to_num(head_baselines))
     best, head_index = excess.argmax(axis=0), np.arange(len(table))
     value, baseline = values[best, head_index], head_baselines[best, head_index]

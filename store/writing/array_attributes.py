@@ -25,9 +25,10 @@ def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
             "max_absolute_error": spec.attention_error,
         }
         if codec.selection is None:
-            bands = spec.site(path.partition("/")[0]).bands
-            layers = next(layers for band, layers in bands.items() if band_array(band) == name)
-            attributes |= {"layers": ", ".join(map(str, layers))} if len(bands) > 1 else {}
+            site = spec.site(path.partition("/")[0])
+            indices = next(indices for band, indices in site.bands.items() if band_array(band) == name)
+            layers = ", ".join(str(site.layers[index]) for index in indices)
+            attributes |= {"layers": layers} if len(site.bands) > 1 else {}
         return attributes
     if name in ("query", "key") and spec.keep.query_key:
         bound = VECTOR_BOUNDS[spec.keep.query_key]
@@ -42,7 +43,8 @@ def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
     if name == "position_bias":
         return {"definition": "added to the scores of a layer and head, by key_pos - query_pos"}
     if name == "visible_keys":
-        layers = ", ".join(map(str, spec.site(path.partition("/")[0]).stored_masks))
+        site = spec.site(path.partition("/")[0])
+        layers = ", ".join(str(site.layers[index]) for index in site.stored_masks)
         return {"definition": "1 for each pair whose key the query sees, else 0", "layers": layers}
     if name == "sinks":
         return {"definition": "score of the sink of a layer and head"}

@@ -183,15 +183,16 @@ def write_store(
     targets: list[str] | None = None,
     table_of: Callable[[list[str], list[str | None]], TokenTable] = token_table,
     provenance: dict[str, Any] | None = None,
+    site: Site = SITE,
 ) -> Path:
     """Write a store of `n_segments` segments. If `planned` is larger the job is unfinished.
 
-    `rows`, `second`, `ids` and `genres` replace the default texts, ids and annotations. With `targets` the store is
-    that of an encoder–decoder. `table_of` makes the tokens of texts; `provenance` adds entries.
+    `rows`, `second`, `ids`, `genres` and `site` replace the default texts, ids, annotations and site. With `targets`
+    the store is that of an encoder–decoder. `table_of` makes the tokens of texts; `provenance` adds entries.
     """
     n_examples = len(rows) if rows else n_examples
     spec = TraceSpec(
-        sites=(SITE, DECODER, CROSS) if targets else (SITE,), keep=keep or Keep(edges=EDGES), statistics=STATISTIC_NAMES
+        sites=(SITE, DECODER, CROSS) if targets else (site,), keep=keep or Keep(edges=EDGES), statistics=STATISTIC_NAMES
     )
     writer = StoreWriter.create(
         path, spec=spec,

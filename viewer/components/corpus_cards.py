@@ -29,7 +29,8 @@ class HeadStatistic(TypedDict):
 class HeadMapFrame(TypedDict):
     """Map of one number of every head."""
 
-    n_layers: int
+    layers: list[int]
+    """Numbers of the layers in the model."""
     n_heads: int
     values: np.ndarray
     """float32 [layer * head]."""
@@ -56,7 +57,7 @@ class HeadMapFrame(TypedDict):
 class HeadMap(Card):
     """Layers × heads, coloured by one number. `selected` is not part of the frame, so that a click sends four bytes back."""
 
-    selected = param.String(default="0.0", doc="layer.head")
+    selected = param.String(default="", doc="layer.head; the first head by default")
 
     frame_types = (HeadMapFrame,)
 
@@ -76,6 +77,8 @@ class Axis(TypedDict):
 class ScatterFrame(TypedDict):
     """Every head by two statistics."""
 
+    layers: list[int]
+    """Numbers of the layers in the model."""
     n_heads: int
     x: Axis
     y: Axis
@@ -86,7 +89,7 @@ class ScatterFrame(TypedDict):
 class Scatter(Card):
     """Scatter plot of the heads by two statistics."""
 
-    selected = param.String(default="0.0", doc="layer.head")
+    selected = param.String(default="", doc="layer.head; the first head by default")
 
     frame_types = (ScatterFrame,)
 

@@ -11,18 +11,19 @@ const CSS = `
 .scale { width: 80px; height: 8px; border-radius: 2px; border: 1px solid var(--line-2) }
 `;
 
-// frame: {n_layers, n_heads, values: float32 [layer * head], high, title, unit,
+// frame: {layers: [numbers], n_heads, values: float32 [layer * head], high, title, unit,
 //         options: [[value, label]], choice, others: [{label, values}], small: bool, note}
 export function render({model, el: host}) {
-  const parse = text => text.split(".").map(Number);
   component(model, host, CSS, ui => {
     const canvas = el("canvas", {tabindex: 0, role: "img"}), box = el("div.map", null, canvas), live = el("span.sr", {"aria-live": "polite"});
     const head = el("header.maphead"), card = el("section.card", {"data-picture": "head map"});
-    let table = null, frame = null, selected = parse(model.selected), geometry = null, hovered = null, ranks = null, top = null;
+    let table = null, frame = null, selected = [0, 0], geometry = null, hovered = null, ranks = null, top = null;
 
+    // "5.8" <-> [row, column]; a row is -1 if the map has no such layer
+    const nameOf = (l, h) => `${frame.layers[l]}.${h}`, cellOf = text => { const [l, h] = text.split(".").map(Number); return [frame.layers.indexOf(l), h < frame.n_heads ? h : -1]; };
     function cornerOf(layer, h) { return {x: geometry.left + h * geometry.cell, y: geometry.top + layer * geometry.cell}; }
     function measure() {
-      const {n_layers: layers, n_heads: heads, small} = frame, left = small ? 20 : 28, above = small ? 16 : 32, right = small ? 2 : 66;
+      const {n_heads: heads, small} = frame, layers = frame.layers.length, left = small ? 20 : 28, above = small ? 16 : 32, right = small ? 2 : 66;
       const width = box.clientWidth, height = box.clientHeight || width;
       const cell = Math.max(4, Math.min(Math.floor((width - left - right) / heads), Math.floor((height - above - 2) / layers), small ? 26 : 46));
       geometry = {left, top: above, cell, gap: cell >= 20 ? 2 : cell >= 9 ? 1 : 0, width: left + heads * cell + right, height: above + layers * cell + 3};
@@ -34,13 +35,13 @@ export function render({model, el: host}) {
     function draw() {
       if (!frame || !box.clientWidth) return;
       measure();
-      const {n_layers: layers, n_heads: heads, small} = frame, {left, top: above, cell, gap, width, height} = geometry;
+      const {n_heads: heads, small} = frame, layers = frame.layers.length, {left, top: above, cell, gap, width, height} = geometry;
       const p = ui.paint(), g = fit(canvas, width, height), every = cell >= 15 ? 1 : cell >= 10 ? 4 : 8, size = small ? 10 : 11;
       const round = cell > 20 ? 3 : cell > 9 ? 2 : 0, side = cell - gap;
       const rectangle = (x, y, w, h, r) => { g.beginPath(); g.roundRect(x, y, w, h, r); };
       if (!small) write(g, "head \u2192", left, 9, {color: p["ink-3"]});
       for (let h = 0; h < heads; h += every) write(g, String(h), left + h * cell + side / 2, above - 8, {color: p["ink-3"], size, align: "center"});
-      for (let l = 0; l < layers; l += every) write(g, String(l), left - 6, above + l * cell + side / 2, {color: p["ink-3"], size, align: "right"});
+      for (let l = 0; l < layers; l += every) write(g, String(frame.layers[l]), left - 6, above + l * cell + side / 2, {color: p["ink-3"], size, align: "right"});
       for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
         const {x, y} = cornerOf(l, h), v = value(l, h), s = share(v);
         g.fillStyle = p.seq(s * .97 + (s > 0 ? .03 : 0));
@@ -50,14 +51,14 @@ export function render({model, el: host}) {
         if (cell >= 26 && top.has(l * heads + h)) write(g, number(v), x + side / 2, y + side / 2 + .5, {color: p.on(s), weight: 500, align: "center", size: cell < 30 ? 10 : 11});
       }
       for (const [name, {star}] of Object.entries(frame.bookmarks || {})) {   // a dot in the corner marks a star or a note
-        const [l, h] = name.split(".").map(Number), {x, y} = cornerOf(l, h);
-        if (l >= layers || h >= heads) continue;
+        const [l, h] = cellOf(name), {x, y} = cornerOf(l, h);
+        if (l < 0 || h < 0) continue;
         g.fillStyle = star ? p.warn : p["ink-3"]; g.beginPath(); g.arc(x + side - Math.min(4, side / 4), y + Math.min(4, side / 4), cell >= 15 ? 3 : 2, 0, 7); g.fill();
         g.strokeStyle = p.surface; g.lineWidth = 1; g.stroke();
       }
-      const also = (frame.also || []).map((name, i) => [name.split(".").map(Number), p.head(i + 1)]);   // further selected heads
+      const also = (frame.also || []).map((name, i) => [cellOf(name), p.head(i + 1)]);   // further selected heads
       for (const [spot, color] of [...also, [selected, also.length ? p.head(0) : p.ink], [hovered, p["ink-2"]]]) {
-        if (!spot || spot[0] >= layers || spot[1] >= heads) continue;
+        if (!spot || spot[0] < 0 || spot[1] < 0) continue;
         const {x, y} = cornerOf(...spot), grow = gap ? 2 : 1;
         g.lineWidth = 2; g.strokeStyle = p.surface; rectangle(x - grow, y - grow, side + 2 * grow, side + 2 * grow, round + 1); g.stroke();
         g.strokeStyle = color; rectangle(x - grow / 2, y - grow / 2, side + grow, side + grow, round + 1); g.stroke();
@@ -67,7 +68,7 @@ export function render({model, el: host}) {
     function means(g, p) {
       const {left, top: above, cell, gap} = geometry, x = left + frame.n_heads * cell + 8, bar = Math.min(8, Math.max(3, cell * .6));
       write(g, "layer mean", x, above - 8, {color: p["ink-3"]});
-      for (let l = 0; l < frame.n_layers; l++) {
+      for (let l = 0; l < frame.layers.length; l++) {
         const row = Array.from(frame.values.subarray(l * frame.n_heads, (l + 1) * frame.n_heads)).filter(v => !Number.isNaN(v));
         const mean = row.length ? row.reduce((a, b) => a + b, 0) / row.length : 0, y = above + l * cell + (cell - gap - bar) / 2;
         g.fillStyle = p["surface-3"]; g.fillRect(x, y, 52, bar);
@@ -77,35 +78,36 @@ export function render({model, el: host}) {
     const spotAt = event => {
       if (!geometry) return null;
       const [x, y] = pointerIn(event, canvas), h = Math.floor((x - geometry.left) / geometry.cell), l = Math.floor((y - geometry.top) / geometry.cell);
-      return l >= 0 && h >= 0 && l < frame.n_layers && h < frame.n_heads ? [l, h] : null;
+      return l >= 0 && h >= 0 && l < frame.layers.length && h < frame.n_heads ? [l, h] : null;
     };
-    const sentence = ([l, h]) => `Head ${l}.${h}: ${frame.title} ${number(value(l, h), 3)}, rank ${ranks[l * frame.n_heads + h]} of ${count(frame.values.length)}`;
+    const sentence = ([l, h]) => `Head ${nameOf(l, h)}: ${frame.title} ${number(value(l, h), 3)}, rank ${ranks[l * frame.n_heads + h]} of ${count(frame.values.length)}`;
     const mark = spot => {
-      selected = spot;
       if (!frame) return;
+      selected = spot;
       canvas.setAttribute("aria-label", `${frame.title}, layers by heads. ${sentence(selected)}`);
-      canvas.dataset.selected = selected.join(".");
+      canvas.dataset.selected = nameOf(...selected);
       draw();
     };
-    model.on("selected", () => mark(parse(model.selected)));
-    const choose = (spot, open) => { mark(spot); ui.go(frame.other ? {other_head: spot.join(".")} : {layer: spot[0], head: spot[1], ...(open ? {page: "examples"} : {})}); live.textContent = sentence(spot); };
+    const fromModel = () => { if (frame) { const spot = cellOf(model.selected); mark(spot.includes(-1) ? [0, 0] : spot); } };
+    model.on("selected", fromModel);
+    const choose = (spot, open) => { mark(spot); ui.go(frame.other ? {other_head: nameOf(...spot)} : {layer: frame.layers[spot[0]], head: spot[1], ...(open ? {page: "examples"} : {})}); live.textContent = sentence(spot); };
     canvas.onmousemove = event => {
       const spot = spotAt(event);
       if (String(spot) !== String(hovered)) { hovered = spot; draw(); }
       if (!spot) { ui.tip.hide(); return; }
       const i = spot[0] * frame.n_heads + spot[1];
-      ui.tip.show(event, `Head ${spot.join(".")}`, [[frame.title, number(frame.values[i], 3), `#${ranks[i]}`, true],
+      ui.tip.show(event, `Head ${nameOf(...spot)}`, [[frame.title, number(frame.values[i], 3), `#${ranks[i]}`, true],
         ...frame.others.map(o => [o.label, number(o.values[i], 3), ""]), ...noteOf(spot)],
         `rank of ${count(frame.values.length)} \u00B7 click to select`);
     };
-    const noteOf = spot => { const bookmark = frame.bookmarks?.[spot.join(".")]; return bookmark ? [[`${bookmark.star ? "\u2605 " : ""}${bookmark.note.slice(0, 120)}`, "", ""]] : []; };
+    const noteOf = spot => { const bookmark = frame.bookmarks?.[nameOf(...spot)]; return bookmark ? [[`${bookmark.star ? "\u2605 " : ""}${bookmark.note.slice(0, 120)}`, "", ""]] : []; };
     canvas.onmouseleave = () => { hovered = null; draw(); ui.tip.hide(); };
     canvas.onclick = event => { const spot = spotAt(event); if (spot) choose(spot, event.detail > 1); };
     canvas.onkeydown = event => {
       const move = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
       if (move) {
         event.preventDefault();
-        choose([Math.max(0, Math.min(frame.n_layers - 1, selected[0] + move[0])), Math.max(0, Math.min(frame.n_heads - 1, selected[1] + move[1]))]);
+        choose([Math.max(0, Math.min(frame.layers.length - 1, selected[0] + move[0])), Math.max(0, Math.min(frame.n_heads - 1, selected[1] + move[1]))]);
       } else if (event.key === "Enter") choose(selected, true);
       else if (event.key === "n") table.toggle();
     };
@@ -125,14 +127,14 @@ export function render({model, el: host}) {
         ranks = new Int32Array(order.length);
         order.forEach((cell, i) => { ranks[cell] = i && frame.values[cell] === frame.values[order[i - 1]] ? ranks[order[i - 1]] : i + 1; });
         top = new Set(order.slice(0, 8));
-        const bookmark = i => frame.bookmarks?.[`${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`];
-        table.set(["head", frame.title, "rank", "star", "note"], order.map(i => [`${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`, number(frame.values[i], 3), ranks[i], bookmark(i)?.star ? "\u2605" : "", bookmark(i)?.note ?? ""]),
-          order.map(i => ({head: `${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`, value: frame.values[i].toFixed(6)})));
+        const nameAt = i => nameOf(Math.floor(i / frame.n_heads), i % frame.n_heads), bookmark = i => frame.bookmarks?.[nameAt(i)];
+        table.set(["head", frame.title, "rank", "star", "note"], order.map(i => [nameAt(i), number(frame.values[i], 3), ranks[i], bookmark(i)?.star ? "\u2605" : "", bookmark(i)?.note ?? ""]),
+          order.map(i => ({head: nameAt(i), value: frame.values[i].toFixed(6)})));
       }
       canvas.dataset.choice = frame.choice || "";
       if (!frame.small) head.replaceChildren(...(frame.stores?.length ? [] : [el("h2.ell", null, frame.other || "Layers \u00D7 heads")]), ...(frame.other ? [el("span.sub.ell", null, frame.about), el("span.grow"), el("button.btn", {onclick: () => ui.go({page: "views", view: "compare", compare: "models"})}, "Compare heads"), el("button.btn.quiet", {"aria-label": "close the other model", onclick: () => ui.go({other_store: ""})}, "\u2715")]
         : [select(frame.options, frame.choice, "statistic", v => ui.go({statistic: v})), ...(frame.stores?.length ? [select([["", "beside\u2026"], ...frame.stores.map(name => [name, name])], frame.beside, "another store beside", v => ui.go({other_store: v}))] : []), el("span.grow"), legend()]));
-      mark(parse(model.selected));
+      fromModel();
     };
     function legend() {
       const p = ui.paint(), stops = Array.from({length: 9}, (_, i) => p.seq(i / 8)).join(",");

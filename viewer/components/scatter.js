@@ -11,15 +11,16 @@ const CSS = `
 `;
 const EDGE = {left: 46, right: 16, top: 12, bottom: 34};
 
-// frame: {n_heads, x: {name, label, unit, high, values: float32}, y: ..., options: [[value, label]], note}
+// frame: {layers: [numbers], n_heads, x: {name, label, unit, high, values: float32}, y: ..., options: [[value, label]], note}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const canvas = el("canvas", {tabindex: 0, role: "img"}), box = el("div.plot", null, canvas), head = el("header"), under = el("div.row.under"), live = el("span.sr", {"aria-live": "polite"});
     ui.root.append(el("section.card", {"data-picture": "heads by two statistics", "aria-label": "heads by two statistics"}, head, el("div.body", {style: "padding:10px 11px 0;overflow:hidden"}, box), under), live);
     const table = mirror(box, "heads by two statistics");
     let frame = null, hovered = -1, size = [0, 0], lasso = null;
-    const selection = () => frame ? model.selected.split(",").map(text => { const [l, h] = text.split(".").map(Number); return l * frame.n_heads + h; }) : [], selected = () => selection()[0] ?? -1;
-    const name = i => `${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`;
+    const selection = () => frame ? model.selected.split(",").map(text => { const [l, h] = text.split(".").map(Number); return frame.layers.indexOf(l) * frame.n_heads + h; }) : [], selected = () => selection()[0] ?? -1;
+    const layerOf = i => frame.layers[Math.floor(i / frame.n_heads)];
+    const name = i => `${layerOf(i)}.${i % frame.n_heads}`;
     const spot = i => [EDGE.left + frame.x.values[i] / frame.x.high * (size[0] - EDGE.left - EDGE.right), size[1] - EDGE.bottom - frame.y.values[i] / frame.y.high * (size[1] - EDGE.top - EDGE.bottom)];
     const there = i => !Number.isNaN(frame.x.values[i]) && !Number.isNaN(frame.y.values[i]);
     const label = axis => `${axis.label}${axis.unit ? ` (${axis.unit})` : ""}`;
@@ -56,7 +57,7 @@ export function render({model, el: host}) {
     // Select the heads inside a closed path. The selected head stays the first if it is among them.
     function selectInside(path) {
       const heads = Array.from(frame.x.values.keys()).filter(i => there(i) && within(path, ...spot(i))), first = heads.includes(selected()) ? selected() : heads[0];
-      if (heads.length) ui.go({layer: Math.floor(first / frame.n_heads), head: first % frame.n_heads, heads: heads.filter(i => i !== first).map(name).join(",")});
+      if (heads.length) ui.go({layer: layerOf(first), head: first % frame.n_heads, heads: heads.filter(i => i !== first).map(name).join(",")});
     }
     // labels of the selected head and of outlying heads, if there is room
     function labels(radius) {
@@ -84,7 +85,7 @@ export function render({model, el: host}) {
       }
       return best;
     }
-    const choose = i => { ui.go({layer: Math.floor(i / frame.n_heads), head: i % frame.n_heads}); live.textContent = `Head ${name(i)}: ${frame.x.label} ${number(frame.x.values[i], 3)}, ${frame.y.label} ${number(frame.y.values[i], 3)}`; };
+    const choose = i => { ui.go({layer: layerOf(i), head: i % frame.n_heads}); live.textContent = `Head ${name(i)}: ${frame.x.label} ${number(frame.x.values[i], 3)}, ${frame.y.label} ${number(frame.y.values[i], 3)}`; };
     canvas.onpointerdown = event => { if (frame && !event.button) { lasso = [pointerIn(event, canvas)]; canvas.setPointerCapture(event.pointerId); } };
     canvas.onpointerup = event => { const path = lasso; lasso = null; if (path && path.length > 3) { selectInside(path); drawn = event.timeStamp; } draw(); };
     let drawn = -1;
@@ -116,11 +117,11 @@ export function render({model, el: host}) {
     new ResizeObserver(draw).observe(box);
     return next => {
       frame = next;
-      const p = ui.paint(), stops = Array.from({length: 9}, (_, i) => p.seq(.3 + .65 * i / 8)).join(","), last = frame.x.values.length / frame.n_heads - 1;
+      const p = ui.paint(), stops = Array.from({length: 9}, (_, i) => p.seq(.3 + .65 * i / 8)).join(","), last = frame.layers[frame.layers.length - 1];
       head.replaceChildren(el("h2", null, "Heads by two statistics"), el("span.grow"), select(frame.options, frame.x.name, "across", x => ui.go({x})), el("span.dim", null, "\u00D7"), select(frame.options, frame.y.name, "up", y => ui.go({y})));
       foot = () => {
         const n = selection().length;
-        under.replaceChildren(el("span.legend", null, "layer 0", el("span.ramp", {style: `background:linear-gradient(90deg,${stops})`}), String(last)), el("span.grow"), ...(n > 1 ? [el("b.strong", {"data-chosen": n}, `${count(n)} heads selected`),
+        under.replaceChildren(el("span.legend", null, `layer ${frame.layers[0]}`, el("span.ramp", {style: `background:linear-gradient(90deg,${stops})`}), String(last)), el("span.grow"), ...(n > 1 ? [el("b.strong", {"data-chosen": n}, `${count(n)} heads selected`),
           el("button.btn", {onclick: () => ui.go({page: "views", view: "head"})}, "Open"), el("button.btn", {onclick: () => ui.go({heads: ""})}, "Clear")] : [el("span", null, `${count(frame.x.values.length)} heads, ${frame.note}`)]));
       };
       foot();

@@ -22,7 +22,7 @@ from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.reading.example import Example
 from headatlas.store.reading.stored_vectors import read_heads, read_parts, read_vectors
 from headatlas.store.reading.visible_keys import visible_rows
-from headatlas.store.schema.traces import Site
+from headatlas.store.schema.traces import Site, head_index
 from headatlas.store.store import Store
 
 from ..frames.geometry import MAX_WINDOW, window
@@ -116,7 +116,7 @@ class Reader:
     @property
     def all_heads(self) -> list[Head]:
         """Every head of the site, layer by layer."""
-        return [(layer, head) for layer in range(self.site.n_layers) for head in range(self.site.n_heads)]
+        return self.site.heads
 
     @property
     def n_weights(self) -> int:
@@ -154,7 +154,8 @@ class Reader:
     def visible_keys(self, layer: int, query_pos: int) -> Bool[np.ndarray, "key_pos"]:
         """Return True for each key that a query sees in a layer."""
         rows = slice(query_pos, query_pos + 1)
-        return visible_rows(self.example.segment, self.site, layer, self.example.row, rows)[0]
+        index = self.site.layer_index(layer)
+        return visible_rows(self.example.segment, self.site, index, self.example.row, rows)[0]
 
     def maps(
         self,
@@ -197,11 +198,11 @@ class Reader:
             n_layers, n_heads = self.site.n_layers, self.site.n_heads
             codes = np.empty((n_layers, n_heads, queries, keys), np.uint8)
             step = max(1, _PIECE_WEIGHTS // max(1, queries * keys))
-            for layer in range(n_layers):
+            for layer_codes, layer in zip(codes, self.site.layers, strict=True):
                 for first in range(0, n_heads, step):
                     check()
                     heads = range(first, min(first + step, n_heads))
-                    codes[layer, first : heads.stop] = to_codes(self.example.tile(layer, heads, self.site.name))
+                    layer_codes[first : heads.stop] = to_codes(self.example.tile(layer, heads, self.site.name))
             return codes
 
         return self._cache.get(self._codes_key, read)
@@ -225,16 +226,16 @@ class Reader:
             n_layers, n_heads = self.site.n_layers, self.site.n_heads
             weights = np.empty((n_layers, n_heads, self.shape[1 if side == "q" else 0]), np.float32)
             span = slice(position, position + 1)
-            for layer in range(n_layers):
+            for layer_weights, layer in zip(weights, self.site.layers, strict=True):
                 check()
                 if side == "q":
-                    weights[layer] = self.example.tile(layer, None, self.site.name, query=span)[:, 0]
+                    layer_weights[:] = self.example.tile(layer, None, self.site.name, query=span)[:, 0]
                     continue
                 step = max(1, _PIECE_WEIGHTS // max(1, n_heads * self.shape[1]))
                 for start in range(0, self.shape[0], step):
                     check()
                     rows = slice(start, start + step)
-                    weights[layer][:, rows] = self.example.tile(layer, None, self.site.name, query=rows, key=span)[
+                    layer_weights[:, rows] = self.example.tile(layer, None, self.site.name, query=rows, key=span)[
                         ..., 0
                     ]
             return weights
@@ -305,7 +306,7 @@ class Reader:
 
     def bias(self, head: Head, query_pos: int) -> Float32[np.ndarray, "key_pos"] | None:
         """Return the learned position bias of a row's scores. None if there is none, or the store does not keep it."""
-        parts = read_parts(self.example.segment, self.site, head[0], np.array([head[1]]))
+        parts = read_parts(self.example.segment, self.site, self.site.layer_index(head[0]), np.array([head[1]]))
         bias = parts.bias_at(np.array([query_pos]), np.arange(self.shape[1]))
         return None if bias is None else bias[0, 0]
 
@@ -319,7 +320,8 @@ class Reader:
         NotFoundError
             The store keeps no query and key.
         """
-        (layer, number), example, site = head, self.example, self.site
+        example, site = self.example, self.site
+        layer, number = head_index(site, *head)
         segment, row = example.segment, example.row
         query_start = int(segment.token_offset(site.query_sequence)[row]) + query_pos
         keys = slice(*segment.token_offset(site.key_sequence)[row : row + 2].tolist())

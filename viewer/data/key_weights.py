@@ -170,7 +170,7 @@ def key_weights(
         column = _column(reader, heads, position, part, check) if side == "k" or is_one_text else none
     weights, back = (row, column) if side == "q" else (column, row)
     read = None if side == "q" or part.is_whole else part.spans[0]
-    pinned = PinnedRow(side, position, weights, back if reader.same_text else none, None, read)
+    pinned = PinnedRow(side, position, weights, back if reader.same_text else none, None, read, reader.site.layers)
     return KeyWeights(heads, part, key, pinned, None, n_rows)
 
 

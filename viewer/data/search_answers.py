@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int64
 
 from headatlas.store.errors import HeadAtlasError
 from headatlas.store.queries.pattern_search import SearchResult
+from headatlas.store.schema.traces import Site
 
 SEARCH = "search"
 """Name of the mass of the current search among the statistics."""
@@ -41,6 +42,7 @@ class HeadValues:
     unit: str
     values: Float32[np.ndarray, "layer head"]
     high: float
+    site: Site
 
     @cached_property
     def ranks(self) -> Int64[np.ndarray, "layer head"]:
@@ -52,10 +54,9 @@ class HeadValues:
 
     @property
     def best(self) -> tuple[int, int]:
-        """(layer, head) of the highest value, the first if there are several. (0, 0) if all values are NaN."""
+        """(layer, head) of the highest value, the first if there are several. The first head if all values are NaN."""
         flat = np.where(np.isfinite(self.values), self.values, -np.inf).ravel()
-        layer, head = divmod(int(flat.argmax()), self.values.shape[1])
-        return layer, head
+        return self.site.heads[int(flat.argmax())]
 
 
 @dataclass(frozen=True)
@@ -80,4 +81,4 @@ class SearchStoppedError(HeadAtlasError):
 def mass_of(result: SearchResult) -> HeadValues:
     """Return the mass of every head in a search result. NaN for heads without a match."""
     values = result.heads["mass"].values.astype(np.float32)
-    return HeadValues(SEARCH, "Mass of the search", "", values, upper_end(values))
+    return HeadValues(SEARCH, "Mass of the search", "", values, upper_end(values), result.site)

@@ -22,7 +22,7 @@ from headatlas.store.queries.pattern_search import ExampleHit, SearchProgress, S
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.reading.example import Example
 from headatlas.store.schema.capture_statistics import STATISTICS
-from headatlas.store.schema.traces import Site
+from headatlas.store.schema.traces import Site, head_index
 from headatlas.store.statistics.definitions import DERIVED_STATISTICS, aggregate
 from headatlas.store.statistics.measurement import statistic_rows
 from headatlas.store.store import Store
@@ -124,7 +124,8 @@ class DataSource:
         if self.n_examples:
             start["example"] = int(self.numbers[0])
         start["store"] = self.stores[0]
-        sites = {name: (site.n_layers, site.n_heads) for name, site in self.store.sites.items()}
+        sites = {name: (site.layers, site.n_heads) for name, site in self.store.sites.items()}
+        start.setdefault("layer", next((layers[0] for layers, _ in sites.values()), 0))
         return Bounds(sites, (*names, SEARCH), self.example_numbers, start, self.stores)
 
     def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:
@@ -225,7 +226,8 @@ class DataSource:
             rows = statistic_rows(self.store, site_, statistic)
             values = aggregate(self.over_examples(site, statistic), rows).astype(np.float32)
             label, unit = (short(definition.label), definition.unit) if definition else (visible(statistic), "")
-            return HeadValues(statistic, label, "" if unit == "share" else unit, _read_only(values), upper_end(values))
+            unit = "" if unit == "share" else unit
+            return HeadValues(statistic, label, unit, _read_only(values), upper_end(values), site_)
 
         return self._cache.get(("values", site_.name, statistic), make)
 
@@ -238,16 +240,16 @@ class DataSource:
 
         if not self.statistic_names:
             return []
+        site_ = self.site(site)
 
         def rank() -> list[tuple[tuple[int, int], float]]:
-            profile = self._cache.get(("profile", self.site(site).name), make)
-            similarity = np.exp(-3 * np.sqrt(np.square(profile - profile[layer, head]).mean(axis=-1)))
-            order = [
-                divmod(int(i), similarity.shape[1]) for i in np.argsort(-similarity, axis=None, kind="stable")[: n + 1]
-            ]
-            return [(other, float(similarity[other])) for other in order if other != (layer, head)][:n]
+            profile = self._cache.get(("profile", site_.name), make)
+            own = profile[head_index(site_, layer, head)]
+            similarity = np.exp(-3 * np.sqrt(np.square(profile - own).mean(axis=-1))).ravel()
+            order = [(site_.heads[i], i) for i in np.argsort(-similarity, kind="stable")[: n + 1].tolist()]
+            return [(other, float(similarity[i])) for other, i in order if other != (layer, head)][:n]
 
-        return self._cache.get(("similar", self.site(site).name, layer, head, n), rank)
+        return self._cache.get(("similar", site_.name, layer, head, n), rank)
 
     def has_attention(self, site: str) -> bool:
         """Return True if the attention of a site is stored or can be rebuilt."""
@@ -368,7 +370,9 @@ class DataSource:
         """Return the mass of one head on every example, by position. NaN for examples without a match."""
         mass = self.search(expression, site).example_mass
         scores = np.full(self.n_examples, np.nan, np.float32)
-        scores[np.searchsorted(self.numbers, mass["example"].values)] = mass.values[layer, head]
+        scores[np.searchsorted(self.numbers, mass["example"].values)] = mass.values[
+            head_index(self.site(site), layer, head)
+        ]
         return scores
 
     def head_bookmarks(self, site: str) -> dict[str, dict[str, str | bool]]:

@@ -134,7 +134,7 @@ def sample_tokens(data: DataSource, site: Site, head: Head, n_tokens: int = MAX_
 def _vectors(segment: Segment, site: Site, name: str, layer: int, head: int, rows: slice) -> np.ndarray:
     from headatlas.store.reading.attention_rebuild import read_vectors
 
-    return read_vectors(segment, site, name, layer, np.array([head]), rows).values[0]
+    return read_vectors(segment, site, name, site.layer_index(layer), np.array([head]), rows).values[0]
 
 
 def balance(tokens: Sample) -> tuple[Float32[np.ndarray, "token d_head"], Float32[np.ndarray, "token d_head"], float]:

@@ -15,7 +15,7 @@ from typing import TypedDict
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
-from .view_frames import Head, head_name
+from .view_frames import head_name
 
 LISTED = 14
 """Number of heads in a list of changes."""
@@ -109,11 +109,13 @@ def changes(
     return (size.sum(axis=-1) / 2).mean(axis=-1) if size.size else np.zeros(delta.shape[:2], np.float32)
 
 
-def change_list(values: Float32[np.ndarray, "layer head"], *, least: bool = False) -> list[HeadChange]:
+def change_list(
+    values: Float32[np.ndarray, "layer head"], layers: Sequence[int], *, least: bool = False
+) -> list[HeadChange]:
     """List the heads that change most (or `least`) with their change."""
     order = np.argsort(values if least else -values, axis=None, kind="stable")[:LISTED]
-    heads: list[Head] = [(int(i) // values.shape[1], int(i) % values.shape[1]) for i in order]
-    return [{"head": head_name(head), "value": float(values[head])} for head in heads]
+    cells = [(int(i) // values.shape[1], int(i) % values.shape[1]) for i in order]
+    return [{"head": head_name((layers[row], head)), "value": float(values[row, head])} for row, head in cells]
 
 
 def difference_frame(

@@ -123,6 +123,8 @@ class PinnedRow:
     back: Float[np.ndarray, "n_heads same"]
     all_heads: Float[np.ndarray, "layer head other"] | None
     read: slice | None = None
+    layers: Sequence[int] | None = None
+    """Numbers of the layers of `all_heads`, by default from 0."""
 
     def order(self, others: TokensFrame, *, hide_special: bool) -> Int64[np.ndarray, "shown"]:
         """Return the tokens of the other side that were read and are shown, strongest first."""
@@ -132,14 +134,17 @@ class PinnedRow:
         return shown[np.argsort(-self.weights[:, shown].max(axis=0, initial=0.0), kind="stable")]
 
 
-def edge_frame(weight: Float[np.ndarray, "layer head"], query: str, key: str, n: int = 5) -> EdgeHeads:
-    """List the `n` heads that give the largest weight to one edge."""
+def edge_frame(
+    weight: Float[np.ndarray, "layer head"], query: str, key: str, layers: Sequence[int] | None = None, n: int = 5
+) -> EdgeHeads:
+    """List the `n` heads that give the largest weight to one edge. `layers` are the numbers of the layers."""
+    layers = range(len(weight)) if layers is None else layers
     order = np.argsort(-weight.ravel(), kind="stable")[:n]
     return {
         "title": [query, key],
         "heads": [
             {
-                "head": head_name((int(i) // weight.shape[1], int(i) % weight.shape[1])),
+                "head": head_name((layers[int(i) // weight.shape[1]], int(i) % weight.shape[1])),
                 "weight": float(weight.ravel()[i]),
             }
             for i in order
@@ -184,7 +189,7 @@ def pinned_frame(
         query, key = tokens["labels"][position], others["labels"][best]
         if side == "k":
             query, key = key, query
-        frame["edge"] = edge_frame(pin.all_heads[:, :, best], query, key)
+        frame["edge"] = edge_frame(pin.all_heads[:, :, best], query, key, pin.layers)
     if back.size:
         reverse = back.max(axis=0)
         reverse[position] = -1.0

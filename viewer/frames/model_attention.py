@@ -73,7 +73,7 @@ def stack_layers(
         raise ConfigError(
             f"{name} is empty: the model ran with SDPA or flash attention, which return none. {WAYS_TO_GET_ATTENTION}"
         )
-    layers = layer_numbers(include_layers, len(steps[0]))
+    layers = layer_numbers(include_layers, range(len(steps[0])))
     maps = []
     for layer in layers:
         of_steps = [_layer_maps(step[layer], f"{name}[{layer}]") for step in steps]
@@ -84,8 +84,8 @@ def stack_layers(
     return np.stack(maps), layers
 
 
-def layer_numbers(include_layers: Sequence[int] | None, n_layers: int) -> list[int]:
-    """Check the numbers of the layers to show; all by default.
+def layer_numbers(include_layers: Sequence[int] | None, present: Sequence[int]) -> list[int]:
+    """Check the numbers of the layers to show, all that are `present` by default.
 
     Raises
     ------
@@ -93,10 +93,10 @@ def layer_numbers(include_layers: Sequence[int] | None, n_layers: int) -> list[i
         A number is twice in the list, or is no layer.
     """
     if include_layers is None:
-        return list(range(n_layers))
+        return list(present)
     layers = [int(layer) for layer in include_layers]
-    if not layers or len(set(layers)) != len(layers) or not all(0 <= layer < n_layers for layer in layers):
-        raise ConfigError(f"include_layers is {layers}; expected different numbers from 0 to {n_layers - 1}.")
+    if not layers or len(set(layers)) != len(layers) or not set(layers) <= set(present):
+        raise ConfigError(f"include_layers is {layers}; expected different layers of {list(present)}.")
     return layers
 
 

@@ -274,9 +274,13 @@ def head_frame(
 
 
 def model_frame(
-    codes: UInt8[np.ndarray, "layer head query_pos key_pos"], *, limit: int = MAX_THUMBNAIL, id: str = ""
+    codes: UInt8[np.ndarray, "layer head query_pos key_pos"],
+    layers: Sequence[int] | None = None,
+    *,
+    limit: int = MAX_THUMBNAIL,
+    id: str = "",
 ) -> ModelFrame:
-    """Make thumbnails of all heads. In examples longer than `limit` a pixel shows the largest weight that it covers."""
+    """Make thumbnails of all heads. `layers` are the numbers of the layers, by default from 0. In examples longer than `limit` a pixel shows the largest weight that it covers."""
     pooled = pool(codes, limit)
     return {
         "id": id,
@@ -284,6 +288,7 @@ def model_frame(
         "shape": list(pooled.shape),
         "n_queries": codes.shape[2],
         "n_keys": codes.shape[3],
+        "layers": list(range(len(codes)) if layers is None else layers),
     }
 
 
@@ -299,9 +304,16 @@ def pool(
     return codes
 
 
-def picker_frame(values: Float[np.ndarray, "layer head"], title: str) -> PickerFrame:
-    """Make the frame of the head picker from values in [0, 1]."""
-    return {"values": np.ascontiguousarray(values, np.float32), "shape": list(values.shape), "title": title}
+def picker_frame(
+    values: Float[np.ndarray, "layer head"], title: str, layers: Sequence[int] | None = None
+) -> PickerFrame:
+    """Make the frame of the head picker from values in [0, 1]. `layers` are the numbers of the layers."""
+    return {
+        "values": np.ascontiguousarray(values, np.float32),
+        "shape": list(values.shape),
+        "title": title,
+        "layers": list(range(len(values)) if layers is None else layers),
+    }
 
 
 def neuron_frame(row: NeuronRow, id: str = "") -> NeuronFrame:

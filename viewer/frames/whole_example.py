@@ -222,7 +222,8 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFram
     part = _with_tokens(example, site, layers, maps, note)
     if keep.attention is None:
         part["attention"] = None
-    masks = {site.masks[layer]: layer for layer in layers}
+    indices = [site.layer_index(layer) for layer in layers]
+    masks = {site.masks[index]: index for index in indices}
     part["vectors"] = {
         "query": np.ascontiguousarray(query, np.float32),
         "key": np.ascontiguousarray(key, np.float32),
@@ -230,10 +231,10 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFram
         "d_head": site.d_head,
         "n_sharing": site.n_heads // site.n_kv_heads,
         "kv_heads": list(range(site.n_kv_heads)),
-        "scaling": [site.scaling[layer] for layer in layers],
-        "softcap": [site.softcap[layer] for layer in layers],
-        "masks": np.stack([_mask(example, site, layer, n_queries) for layer in masks.values()]).astype(np.uint8),
-        "mask_of": [list(masks).index(site.masks[layer]) for layer in layers],
+        "scaling": [site.scaling[index] for index in indices],
+        "softcap": [site.softcap[index] for index in indices],
+        "masks": np.stack([_mask(example, site, index, n_queries) for index in masks.values()]).astype(np.uint8),
+        "mask_of": [list(masks).index(site.masks[index]) for index in indices],
         "rotary": site.rotary,
         "position_bias": site.has_position_bias,
         "bias": _biases(example, site, layers),
@@ -242,8 +243,8 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFram
     return part
 
 
-def _mask(example: Example, site: Site, layer: int, n_queries: int) -> Bool[np.ndarray, "query_pos key_pos"]:
-    return visible_rows(example.segment, site, layer, example.row, slice(0, n_queries))
+def _mask(example: Example, site: Site, index: int, n_queries: int) -> Bool[np.ndarray, "query_pos key_pos"]:
+    return visible_rows(example.segment, site, index, example.row, slice(0, n_queries))
 
 
 def _biases(example: Example, site: Site, layers: Sequence[int]) -> Float32[np.ndarray, "layer head distance"] | None:
@@ -254,7 +255,7 @@ def _biases(example: Example, site: Site, layers: Sequence[int]) -> Float32[np.n
     n_queries, n_keys = (len(example.tokens(name)) for name in (site.query_sequence, site.key_sequence))
     biases = []
     for layer in layers:
-        parts = read_parts(example.segment, site, layer, np.arange(site.n_heads))
+        parts = read_parts(example.segment, site, site.layer_index(layer), np.arange(site.n_heads))
         if parts.bias is None:
             return None
         biases.append(parts.bias[:, parts.zero - n_queries + 1 : parts.zero + n_keys])

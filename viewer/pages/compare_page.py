@@ -14,6 +14,7 @@ import panel as pn
 from jaxtyping import Float32
 
 from headatlas.store.errors import ConfigError, NotFoundError
+from headatlas.store.schema.traces import head_index
 
 from ..components.background import Check
 from ..components.comparison import Comparison, ComparisonFrame, Difference
@@ -55,7 +56,7 @@ class Side:
 
     def layer_maps(self, layer: int, check: Check) -> Float32[np.ndarray, "head query_unit key_unit"]:
         """Return the weights of all heads of a layer between units, rounded as in a picture."""
-        codes = self.reader.codes(check)[layer]
+        codes = self.reader.codes(check)[self.reader.site.layer_index(layer)]
         return merged(((codes / np.float32(255)) ** 2).astype(np.float32), self.queries, self.keys)
 
 
@@ -128,9 +129,10 @@ class CompareViewPage(ExampleView):
         else:
             other_data = self._other_store()
             second, name = self._same_example(other_data, reader), other_data.name
-            limit = second.site.n_layers, second.site.n_heads
-            if other_head is None or other_head[0] >= limit[0] or other_head[1] >= limit[1]:
-                other_head = (min(head[0], limit[0] - 1), min(head[1], limit[1] - 1))
+            if other_head not in second.site.heads:
+                layers = second.site.layers
+                layer = max((layer for layer in layers if layer <= head[0]), default=layers[0])
+                other_head = (layer, min(head[1], second.site.n_heads - 1))
             heads, names = (head, other_head), (f"{data.name} {head_name(head)}", f"{name} {head_name(other_head)}")
         sides = []
         for side_reader, side_head, label in zip((reader, second), heads, names, strict=True):
@@ -139,7 +141,7 @@ class CompareViewPage(ExampleView):
             if longest > MAX_WINDOW:
                 raise NotFoundError(f"a side has {longest:,} {unit}s; at most {MAX_WINDOW} can be compared.")
             sides.append(Side(side_reader, side_head, queries, keys, label))
-        if heads[1][0] >= sides[1].reader.site.n_layers or heads[1][1] >= sides[1].reader.site.n_heads:
+        if heads[1] not in sides[1].reader.site.heads:
             raise ConfigError(f"head {head_name(heads[1])} is not in {name}.")
         return sides[0], sides[1]
 
@@ -320,9 +322,8 @@ class CompareViewPage(ExampleView):
             choices = [[str(n), f"{visible(self.data.example(n).id)}: {self.data.shown_text(n, 60)}"] for n in members]
             choice = str(b.reader.example.index)
         elif kind == "heads":
-            site = reader.site
-            heads = [(layer, head) for layer in range(site.n_layers) for head in range(site.n_heads)]
-            choices, choice = [[head_name(h), f"head {head_name(h)}"] for h in heads if h != a.head], head_name(b.head)
+            others = [head_name(head) for head in reader.all_heads if head != a.head]
+            choices, choice = [[name, f"head {name}"] for name in others], head_name(b.head)
         else:
             choices = [[name, name] for name in self.data.stores if name != self.data.name]
             choice = state.other_store or choices[0][0]
@@ -358,7 +359,7 @@ def _changes(
     """Return the heads of the list on the left, computed layer by layer."""
     a, b = sides
     layers = []
-    for layer in range(b.reader.site.n_layers):
+    for layer in b.reader.site.layers:
         check()
         maps = b.layer_maps(layer, check)
         # the same heads of A, or the head of A for all heads of B
@@ -366,8 +367,8 @@ def _changes(
         layers.append(changes(difference(others, maps, *alignment)[None], *is_shown)[0])
     values = np.stack(layers)
     if kind == "heads":
-        values[a.head] = 0
-    return change_list(values, least=kind == "models")
+        values[head_index(b.reader.site, *a.head)] = 0
+    return change_list(values, b.reader.site.layers, least=kind == "models")
 
 
 def _head_of(text: str) -> Head | None:
@@ -376,5 +377,4 @@ def _head_of(text: str) -> Head | None:
 
 
 def _next_head(reader: Reader, head: Head) -> Head:
-    flat = (head[0] * reader.site.n_heads + head[1] + 1) % (reader.site.n_layers * reader.site.n_heads)
-    return flat // reader.site.n_heads, flat % reader.site.n_heads
+    return reader.all_heads[(reader.all_heads.index(head) + 1) % len(reader.all_heads)]

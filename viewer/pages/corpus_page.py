@@ -8,6 +8,8 @@ import numpy as np
 import panel as pn
 from jaxtyping import Float32
 
+from headatlas.store.schema.traces import head_index
+
 from ..components.background import Check
 from ..components.corpus_cards import (  # fmt: skip
     BookmarkText,
@@ -96,7 +98,7 @@ class CorpusPage(Page):
                 self.second_map.frame = second_frame | {"high": high}
             self.scatter.visible, self.second_map.visible = not second_frame, bool(second_frame)
             self._map_key = map_key
-        self.second_map.selected = state.other_head or "0.0"
+        self.second_map.selected = state.other_head
         pattern = state.pattern if SEARCH in (state.x, state.y) else ""
         scatter_key = (state.site, state.x, state.y, pattern, waits)
         if scatter_key != self._scatter_key:
@@ -182,10 +184,9 @@ def map_frame(
     values: HeadValues, options: list[list[str]], others: list[HeadStatistic], choice: str, small: bool = False
 ) -> HeadMapFrame:
     """Build the frame of a head map."""
-    layers, heads = values.values.shape
     return {
-        "n_layers": layers,
-        "n_heads": heads,
+        "layers": list(values.site.layers),
+        "n_heads": values.site.n_heads,
         "values": values.values.ravel(),
         "high": values.high,
         "title": values.label,
@@ -223,7 +224,7 @@ def inspector_frame(
 ) -> InspectorFrame:
     """Build the frame of the chosen head: statistics with ranks, strongest examples, similar heads."""
     site, head = data.site(state.site), (state.layer, state.head)
-    tables = shown_tables(data, state, values)
+    index, tables = head_index(site, *head), shown_tables(data, state, values)
     n_sharing = site.n_heads // site.n_kv_heads
     view_patch = examples[0]["patch"] if examples else {"page": "views", "example": state.example}
     list_patch = {"page": "examples", "order": "strongest", "row": 0}
@@ -238,8 +239,8 @@ def inspector_frame(
             {
                 "name": table.name,
                 "label": table.label,
-                "value": float(table.values[head]),
-                "rank": int(table.ranks[head]),
+                "value": float(table.values[index]),
+                "rank": int(table.ranks[index]),
                 "of": int((table.ranks > 0).sum()),
                 "high": table.high,
                 "on": table.name == values.name,
@@ -316,7 +317,8 @@ def scatter_frame(data: DataSource, state: ViewState) -> ScatterFrame:
     """Build the scatter of all heads by two statistics, shaded by layer."""
     across, up = (named_values(data, state, name) for name in (state.x, state.y))
     return {
-        "n_heads": across.values.shape[1],
+        "layers": list(across.site.layers),
+        "n_heads": across.site.n_heads,
         "x": {
             "name": across.name,
             "label": across.label,
@@ -338,7 +340,7 @@ def distribution_frame(data: DataSource, state: ViewState, values: HeadValues) -
         "title": f"{values.label} of head {state.layer}.{state.head}",
         "unit": values.unit,
         **spread,
-        "corpus": float(values.values[state.layer, state.head]),
+        "corpus": float(values.values[head_index(values.site, state.layer, state.head)]),
         "n_all": data.n_examples,
         "query": state.to_query(**patch),
         "patch": patch,
@@ -362,4 +364,4 @@ def scores_over_examples(data: DataSource, state: ViewState, values: HeadValues)
     """Return the values of the chosen head on every example, by position. NaN for examples without a value."""
     if values.name == SEARCH:
         return data.search_scores(state.pattern, state.site, state.layer, state.head)
-    return data.over_examples(state.site, values.name)[state.layer, state.head]
+    return data.over_examples(state.site, values.name)[head_index(values.site, state.layer, state.head)]

@@ -114,7 +114,7 @@ class ExampleView(Page):
         """Return the view as a standalone HTML document with every head of the example."""
         state = self.state
         reader = reader_of(self.data, state.example, state.site)
-        layers = range(reader.site.n_layers)
+        layers = reader.site.layers
         make = neuron_part if kind == "neuron" else example_part
         part = make(reader.example, reader.site, layers)
         facts = vectors_facts(part, reader.site) if kind == "neuron" else ()
@@ -154,7 +154,7 @@ class ExampleView(Page):
         def done(result: tuple[Any, Any]) -> None:
             values, all_heads = result
             if values is not None:
-                self.picker.frame = {**picker_frame(values, plan.title), "bookmarks": bookmarks}
+                self.picker.frame = {**picker_frame(values, plan.title, reader.site.layers), "bookmarks": bookmarks}
                 self._picker_key = key
             if keys is not None and listed is not None:
                 keys.give(frame=listed.frame(all_heads, self.hide_special), pin=listed.pin_text)

@@ -8,6 +8,7 @@ import numpy as np
 import panel as pn
 
 from headatlas.store.schema.capture_statistics import STATISTICS
+from headatlas.store.schema.traces import head_index
 
 from ..components.background import Check
 from ..components.headdetail import HeadDetail
@@ -56,7 +57,7 @@ class ModelViewPage(ExampleView):
                     reader.maps([head], check)[0], head, reader.queries, reader.keys,
                     causal=reader.site.causal, facts=self._facts(reader, head), hide_special=hide_special,
                 )  # fmt: skip
-            return model_frame(codes, id=reader.id) if is_new else None, detail
+            return model_frame(codes, reader.site.layers, id=reader.id) if is_new else None, detail
 
         def done(result: tuple[ModelFrame | None, DetailFrame | None]) -> None:
             maps, detail = result
@@ -103,7 +104,8 @@ class ModelViewPage(ExampleView):
         if not reader.keep.statistics:
             return []
         data = reader.example.statistics(reader.site.name)
-        statistics = [(STATISTICS[str(name)], data[name].values[head]) for name in data if str(name) in STATISTICS]
+        index = head_index(reader.site, *head)
+        statistics = [(STATISTICS[str(name)], data[name].values[index]) for name in data if str(name) in STATISTICS]
         return [
             (statistic.label, float(value), "" if statistic.unit == "share" else statistic.unit)
             for statistic, value in statistics

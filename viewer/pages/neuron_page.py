@@ -71,12 +71,12 @@ class NeuronViewPage(ExampleView):
 
         def work(check: Check) -> NeuronFrame:
             query, keys, logsumexp = reader.vectors(head, query_pos)
-            layer = head[0]
+            layer = site.layer_index(head[0])
             stored = None if reader.keep.attention is None else reader.weights(head, "q", query_pos, check)
             row = NeuronRow(
                 query, keys, logsumexp, stored, head, query_pos, site.scaling[layer],
                 kv_head=reader.example.kv_head(head[1], site.name), n_sharing=site.n_heads // site.n_kv_heads,
-                softcap=site.softcap[layer], mask=reader.visible_keys(layer, query_pos), rotary=site.rotary,
+                softcap=site.softcap[layer], mask=reader.visible_keys(head[0], query_pos), rotary=site.rotary,
                 position_bias=site.has_position_bias, bias=reader.bias(head, query_pos), codec=reader.keep.query_key or "float16",
             )  # fmt: skip
             return neuron_frame(row, reader.id)
@@ -100,7 +100,7 @@ class NeuronViewPage(ExampleView):
         )
         vectors = "After rotary embedding, before scaling." if site.rotary else "Before scaling."
         facts = [("Key head", sharing_text), ("Vectors", vectors)]
-        if not (mask := site.masks[layer]).is_open:
+        if not (mask := site.masks[site.layer_index(layer)]).is_open:
             described = "a mask of its own" if mask.stored is not None else f"{mask} tokens"
             facts.append(("Mask", f"Layer {layer} attends within {described}."))
         if site.has_position_bias:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from headatlas.store.schema.traces import Site
+
 from ..components.bars import PathFrame, PathItem
 from ..data.example_reader import AT_ONCE_BYTES, reader_of
 from ..data.store_data import DataSource
@@ -21,7 +23,6 @@ def path_frame(data: DataSource, state: ViewState) -> PathFrame:
         return {"path": [_part(state, "Corpus", data.name, {"page": "corpus"}, on=True)]}
     site, number = data.site(state.site), state.example
     on_views = state.page == "views"
-    flat = state.layer * site.n_heads + state.head
     before, after = data.neighbours(number)
     dims = f"all {site.d_head}"
     corpus = "filtered" if row.route == "examples" and state.text else row.path_value or data.name
@@ -32,8 +33,8 @@ def path_frame(data: DataSource, state: ViewState) -> PathFrame:
             _part(state, "Corpus", corpus, {"page": "corpus"}, on=row.path_part == "corpus"),
             {
                 **_part(state, "Head", _head_label(data, state), {"page": "corpus"}),
-                "previous": _head(flat - 1, site.n_layers, site.n_heads),
-                "next": _head(flat + 1, site.n_layers, site.n_heads),
+                "previous": head_step(site, state, -1),
+                "next": head_step(site, state, 1),
             },
             {
                 **_part(
@@ -92,5 +93,7 @@ def _part(
     return {"name": name, "value": value, "on": on, "off": off, "query": state.to_query(**patch), "patch": patch}
 
 
-def _head(flat: int, n_layers: int, n_heads: int) -> dict[str, int] | None:
-    return {"layer": flat // n_heads, "head": flat % n_heads} if 0 <= flat < n_layers * n_heads else None
+def head_step(site: Site, state: ViewState, step: int) -> dict[str, int] | None:
+    """Return the change of the state to the head before (−1) or after (1) the chosen one. None at the ends."""
+    flat = site.heads.index((state.layer, state.head)) + step
+    return dict(zip(("layer", "head"), site.heads[flat], strict=True)) if 0 <= flat < len(site.heads) else None

@@ -353,11 +353,10 @@ def heads_frame(
         )
     }
     order = np.argsort(-np.nan_to_num(table[state.measure], nan=-1.0), axis=None, kind="stable")[:MAX_HEADS]
-    n_heads = table["mass"].shape[1]
     rows = []
     for rank, flat in enumerate(order.tolist(), 1):
-        head = divmod(flat, n_heads)
-        figures = {name: float(values[head]) for name, values in (table | evidence_table).items()}
+        head = result.site.heads[flat]
+        figures = {name: float(values.flat[flat]) for name, values in (table | evidence_table).items()}
         is_chosen = head == (state.layer, state.head)
         rows.append(
             {

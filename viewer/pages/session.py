@@ -15,7 +15,7 @@ from urllib.parse import quote
 import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
-from headatlas.store.schema.traces import check_head
+from headatlas.store.schema.traces import head_index
 
 from ..components.bars import Banner, Notice, PathBar, Router, StateCard, StatusLine, TopBar
 from ..data.bookmarks import Bookmark
@@ -268,7 +268,7 @@ class Session:
         try:
             if name and isinstance(star, bool | None) and isinstance(note, str | None):
                 layer, head = int(name[1]), int(name[2])
-                check_head(site, layer, head)
+                head_index(site, layer, head)
                 bookmarks.update(site.name, layer, head, star=star, note=note)
             self.report([])
         except HeadAtlasError as error:

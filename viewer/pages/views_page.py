@@ -20,6 +20,7 @@ from ..theme.token_labels import visible
 from .example_view import attention_source
 from .layout import grid, in_cell
 from .page import Page, PageStack
+from .path_bar import head_step
 
 MAX_TAGS = 3
 AT_ONCE_TOKENS = 2048
@@ -63,19 +64,10 @@ class ViewsPage(Page):
 
     def _tabs_frame(self, *, visible: bool) -> TabsFrame:
         state, site = self.state, self.data.site(self.state.site)
-        flat, (before, after) = state.layer * site.n_heads + state.head, self.data.neighbours(state.example)
-
-        def head(step: int) -> dict[str, int] | None:
-            target = flat + step
-            return (
-                {"layer": target // site.n_heads, "head": target % site.n_heads}
-                if 0 <= target < site.n_layers * site.n_heads
-                else None
-            )
-
+        before, after = self.data.neighbours(state.example)
         steps = {
-            "h": head(-1),
-            "l": head(1),
+            "h": head_step(site, state, -1),
+            "l": head_step(site, state, 1),
             "j": None if after is None else {"example": after, "pin": ""},
             "k": None if before is None else {"example": before, "pin": ""},
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 from urllib.parse import quote, unquote_to_bytes
@@ -62,7 +62,7 @@ class Bounds:
     Attributes
     ----------
     sites
-        Numbers of layers and heads of each site.
+        Numbers of the layers, and number of heads, of each site.
     statistics
         Names of the statistics.
     examples
@@ -73,7 +73,7 @@ class Bounds:
         Names of the stores that are served together. The first one is shown by default.
     """
 
-    sites: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    sites: Mapping[str, tuple[Sequence[int], int]] = field(default_factory=dict)
     statistics: tuple[str, ...] = ()
     examples: Collection[int] | None = None
     start: Mapping[str, Any] = field(default_factory=dict)
@@ -297,9 +297,9 @@ class ViewState(param.Parameterized):
             raise ValueError("expected a whole number")
         number = int(text)
         layers, heads = self._site_shape(values)
-        limit = {"layer": layers, "head": heads}.get(name)
-        if limit is not None and number >= limit:
-            raise ValueError(f"this store has {name} 0 to {limit - 1}")
+        choices = {"layer": layers, "head": None if heads is None else range(heads)}.get(name)
+        if choices is not None and number not in choices:
+            raise ValueError(f"this store has {name} {_number_text(choices)}")
         examples = self._bounds.examples
         if name == "example" and examples is not None and number not in examples:
             raise ValueError(_missing_example(examples))
@@ -312,15 +312,15 @@ class ViewState(param.Parameterized):
         layers, heads = self._bounds.sites.get(site, (None, None))
         if layers is None or heads is None:
             return {"pin": ""}
-        others = [head for head in self.heads_shown[1:] if head[0] < layers and head[1] < heads]
+        others = [head for head in self.heads_shown[1:] if head[0] in layers and head[1] < heads]
         return {
             "pin": "",
-            "layer": min(self.layer, layers - 1),
+            "layer": max((layer for layer in layers if layer <= self.layer), default=layers[0]),
             "head": min(self.head, heads - 1),
             "heads": ",".join(f"{layer}.{head}" for layer, head in others),
         }
 
-    def _site_shape(self, values: Mapping[str, Any]) -> tuple[int, int] | tuple[None, None]:
+    def _site_shape(self, values: Mapping[str, Any]) -> tuple[Sequence[int], int] | tuple[None, None]:
         return self._bounds.sites.get(values.get("site", self.site), (None, None))
 
     def _head_list(self, text: str, values: Mapping[str, Any]) -> str:
@@ -331,12 +331,20 @@ class ViewState(param.Parameterized):
             if not match:
                 raise ValueError("expected heads as layer.head, separated by commas, such as 5.8,5.10")
             layer, head = int(match[1]), int(match[2])
-            if layers is not None and heads is not None and (layer >= layers or head >= heads):
-                raise ValueError(f"head {item[:20]} is not in this store: {layers} layers of {heads} heads")
+            if layers is not None and heads is not None and (layer not in layers or head >= heads):
+                raise ValueError(
+                    f"head {item[:20]} is not in this store: layers {_number_text(layers)} of {heads} heads"
+                )
             names.append(f"{layer}.{head}")
         if len(names) > MAX_HEADS:
             raise ValueError(f"{len(names)} heads; at most {MAX_HEADS} can be shown together")
         return ",".join(dict.fromkeys(names))
+
+
+def _number_text(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as ``0 to 5`` or ``1, 3, 5``."""
+    is_range = numbers[-1] - numbers[0] == len(numbers) - 1
+    return f"{numbers[0]} to {numbers[-1]}" if is_range else ", ".join(map(str, numbers))
 
 
 def _parse_span(text: str) -> tuple[float, float]:

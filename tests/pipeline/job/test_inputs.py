@@ -31,7 +31,8 @@ def test_windows_of_long_documents_are_examples_of_their_own(tiny_job, tmp_path)
     windows = {"max_tokens": 18, "too_long": "windows", "stride": 8}
     events = []
     run_job(parse_config({**tiny_job, "corpus": corpus, "tokens": windows}), events.append)
-    assert Stage("windows of 2 texts: 5 examples") in events
+    notes = [event.text for event in events if isinstance(event, Stage)]
+    assert any(note.startswith("2 texts are 5 examples, because long texts are cut into windows") for note in notes)
     store = open_store(tiny_job["store"]["path"])
     assert store.example_ids() == ["a@0", "a@1", "a@2", "a@3", "b"]
     for i, example in enumerate(store.examples):
@@ -110,7 +111,8 @@ def test_source_and_target_texts(name, tiny_job, folder_of, tmp_path):
     run_job(parse_config(job))
     store = open_store(tiny_job["store"]["path"])
     assert [site.name for site in store.spec.sites] == ["encoder", "decoder", "cross"]
-    assert [(note.example, note.reason) for note in store.manifest.skipped] == [(2, "no target text")]
+    (note,) = store.manifest.skipped
+    assert (note.example, note.reason.split(",")[0]) == (2, "no target text")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     for example, row in zip(store.examples, rows, strict=False):

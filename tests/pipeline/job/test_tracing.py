@@ -97,3 +97,39 @@ def test_what_a_memory_segment_lacks_is_named(loaded):
     tables = SegmentTables(["a"], [TEXT], [None], [None], tokens={"source": segment.tokens()})
     with pytest.raises(ConfigError, match="encoder/attention is missing"):
         MemorySegment(segment.spec, tables, {})
+
+
+IDS = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+HEADS = {
+    **{
+        f"BertFor{head}": SIZES
+        for head in (
+            "SequenceClassification", "MultipleChoice", "NextSentencePrediction", "QuestionAnswering",
+            "TokenClassification", "MaskedLM",
+        )
+    },
+    "LlamaForSequenceClassification": SIZES,
+    "GPT2DoubleHeadsModel": {"n_embd": 16, "n_layer": 2, "n_head": 2},
+    "BartForCausalLM": {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 16},
+    "DebertaV2ForMultipleChoice": SIZES,
+    "XLNetForTokenClassification": {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 16},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_model_with_a_task_head_is_traced_without_it(name, tiny_folder):
+    import re
+
+    import transformers
+
+    family = re.sub(r"(For[A-Z]|DoubleHeads).*", "", name)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**IDS, **HEADS[name])
+    model = getattr(transformers, name)(config).eval()
+    example = trace(model, transformers.AutoTokenizer.from_pretrained(tiny_folder), TEXT)
+    model.set_attn_implementation("eager")
+    ids = torch.tensor(example.tokens().id)[None].long()
+    with torch.no_grad():
+        output = model.base_model(input_ids=ids, output_attentions=True)
+    np.testing.assert_allclose(example.attention().values, torch.stack(output.attentions)[:, 0].numpy(), atol=1e-5)

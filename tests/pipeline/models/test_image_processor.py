@@ -15,7 +15,7 @@ from transformers import AutoModel
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.corpora.corpus import read_corpus
 from headatlas.pipeline.corpora.corpus_options import ImageCorpus
-from headatlas.pipeline.corpora.records import Quarantined
+from headatlas.pipeline.corpora.examples import CorpusExample
 from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.models.image_processor import load_image_reader
 from headatlas.pipeline.models.model_folder import ModelFolder
@@ -63,7 +63,7 @@ def test_patches_are_tokens(vit_folder, pictures, tmp_path):
     assert store.example_ids() == ["cats/a", "cats/b", "dogs/a"]
     model = AutoModel.from_pretrained(vit_folder, attn_implementation="eager").eval()
     reader = load_image_reader(ModelFolder(vit_folder, "vit"), model)
-    records = [record for record in read_corpus(ImageCorpus(path=pictures)) if not isinstance(record, Quarantined)]
+    records = [record for record in read_corpus(ImageCorpus(path=pictures)) if isinstance(record, CorpusExample)]
     n_side = model.config.image_size // model.config.patch_size
     for example, record in zip(store.examples, records, strict=True):
         name = example.columns["image"]
@@ -108,7 +108,7 @@ def test_what_cannot_be_read_is_explained(vit_folder, tiny_folder, pictures, tmp
         run_job(job_of(vit_folder, tmp_path / "empty", tmp_path))
     model = AutoModel.from_pretrained(vit_folder).eval()
     reader = load_image_reader(ModelFolder(vit_folder, "vit"), model)
-    record = next(iter(read_corpus(ImageCorpus(path=pictures))))
+    record = next(record for record in read_corpus(ImageCorpus(path=pictures)) if isinstance(record, CorpusExample))
     (pictures / "cats" / "a.jpg").write_bytes((pictures / "cats" / "b.png").read_bytes())
     with pytest.raises(ConfigError, match="the file changed since the corpus was read"):
         reader.pixels([record])

@@ -172,6 +172,16 @@ def hostile(folder: Path, flag: Path, case: str, change_config) -> None:
         (folder / "config.json").unlink()
 
 
+def test_a_model_with_code_of_its_own_is_refused_for_that_reason(make_model, change_config):
+    folder = make_model()
+    change_config(folder, model_type="mine", auto_map={"AutoModel": "modeling_mine.Mine"})
+    with pytest.raises(
+        ConfigError, match=r"needs code of its own .* headatlas runs no code of models.* 'mine'"
+    ) as error:
+        load_model(str(folder))
+    assert "trust_remote_code" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "case",
     [

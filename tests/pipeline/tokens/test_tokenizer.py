@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
@@ -181,7 +182,7 @@ def test_an_empty_sequence_is_skipped(tokenizers):
 
 
 def test_no_room_is_an_error(tokenizers):
-    with pytest.raises(ConfigError, match="max_tokens 2 leaves no room beside 2"):
+    with pytest.raises(ConfigError, match="limit of 2 tokens leaves no room for a text beside 2"):
         encode([CorpusExample("x", "a")], tokenizers["wordpiece"], max_tokens=2)
 
 
@@ -197,7 +198,20 @@ def test_targets_are_what_a_decoder_reads(tokenizers):
     assert flags_of(encoded.target, TokenFlag.SPECIAL) == [True] + [False] * (len(labels) - 1)
     assert encoded.target.word.max() == 1
     (missing,) = encode([CorpusExample("y", "The nurse")], tokenizer, max_tokens=64, has_target=True)
-    assert missing == Skipped(0, "y", "no target text")
+    assert isinstance(missing, Skipped)
+    assert missing.reason.startswith("no target text, which the decoder")
+
+
+def test_a_text_on_which_the_tokenizer_fails_is_skipped():
+    """Without a token for unknown words the tokenizers library raises an error for the whole batch."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"the": 0, "nurse": 1})))
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    results = encode(
+        [CorpusExample(text, text) for text in ("the nurse", "the clock", "nurse")], tokenizer, max_tokens=9
+    )
+    assert [isinstance(result, Skipped) for result in results] == [False, True, False]
+    assert isinstance(results[1], Skipped)
+    assert "fails on this text" in results[1].reason
 
 
 def test_pairs_and_singles_mix(tokenizers):
@@ -220,7 +234,19 @@ def test_any_text(tokenizers, kind: str, text: str, pair: str | None):
     expected = tokenizer([text], None if pair is None else [pair])["input_ids"][0]
     assert source.id.tolist() == expected
     texts = (text, pair or "")
-    assert words == split_words(text) + split_words(pair or "", second=True)
+    special = {
+        (start, stop, bool(f & TokenFlag.SECOND))
+        for start, stop, f in zip(source.char_start, source.char_end, source.flags, strict=True)
+        if f & TokenFlag.SPECIAL and stop > start
+    }
+    assert words == tuple(
+        word
+        for word in split_words(text) + split_words(pair or "", second=True)
+        if not any(
+            start <= word.char_start and word.char_end <= stop and second == word.second
+            for start, stop, second in special
+        )
+    )
     words_before: set[int] = set()
     characters: tuple[set[int], set[int]] = (set(), set())
     for i in range(len(source)):
@@ -233,7 +259,8 @@ def test_any_text(tokenizers, kind: str, text: str, pair: str | None):
         characters[text_index].update(range(start, stop))
         assert bool(source.flags[i] & TokenFlag.CONTINUATION) == (word in words_before)
         if source.flags[i] & TokenFlag.SPECIAL:
-            assert (start, stop, word) == (0, 0, -1)
+            assert word == -1
+            assert (start, stop) == (0, 0) or span == source.piece[i]
         elif word >= 0:
             words_before.add(word)
             n_shared = [

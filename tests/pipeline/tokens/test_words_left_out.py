@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headatlas.pipeline.corpora.conllu import read_conllu
+from headatlas.pipeline.corpora.corpus import read_corpus
 from headatlas.pipeline.corpora.corpus_options import ConlluCorpus
 from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample, Word
 from headatlas.pipeline.tokens.generation import continue_example, with_generated_target
@@ -95,9 +95,10 @@ TREEBANK = """\
 
 def test_words_of_multiword_tokens_and_empty_nodes(tokenizers, tmp_path):
     (tmp_path / "es.conllu").write_text(TREEBANK, encoding="utf-8")
-    (example,) = read_conllu(ConlluCorpus(kind="conllu", path=tmp_path / "es.conllu"))
+    records = read_corpus(ConlluCorpus(kind="conllu", path=tmp_path / "es.conllu"))
+    (example,) = [record for record in records if isinstance(record, CorpusExample)]
     assert [str(row) for row in example.left_out] == [
-        "1 empty node of 1 example left out: not part of the text (elided)"
+        "1 node of 1 example left out: empty nodes of CoNLL-U are not part of the text (3.1)"
     ]
     encoded = encode_one(tokenizers["byte_level"], example, max_tokens=64)
     assert [str(row) for row in encoded.left_out] == [

@@ -17,9 +17,9 @@ from headatlas.store.store import Store, open_store
 from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.data.vector_space import has_umap, neighbour_plane, sample_tokens
 
-from ..conftest import write_store
-from .test_corpus_and_url import PREVIOUS, opened, viewing, wait_query
-from .test_views import rows, wait_rows
+from ..conftest import SITE, write_store
+from .test_corpus_and_url import PREVIOUS, click_head, opened, viewing, wait_query
+from .test_views import mirror, rows, wait_rows
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -60,6 +60,24 @@ def test_ranked_heads_show_their_interval_and_both_baselines(page: Page, url: st
     page.get_by_text(f"offset \u22121: {result.evidence.offset_baseline:.2f}".replace("0.", ".")).wait_for()
     above_offset = int((result.evidence.heads["offset_lift"] > 1).sum())
     assert f"{above_offset} above the best fixed offset" in page.get_by_role("status").first.inner_text()
+
+
+def test_the_head_map_and_the_scatter_have_the_numbers_of_the_layers(page: Page, tmp_path: Path) -> None:
+    site = SITE.model_copy(update={"layer_numbers": (1, 4, 6)})
+    path = write_store(tmp_path / "tiny", rows=SOURCES, n_segments=1, site=site)
+    names = [f"{layer}.{head}" for layer in (1, 4, 6) for head in range(4)]
+    with viewing(path) as address:
+        opened(page, address, "layer=4&head=2")
+        assert sorted(row["head"] for row in rows(page, "numbers of the head map")) == names
+        dots = mirror(page, "heads by two statistics").locator("tbody tr td:first-child")
+        assert dots.all_text_contents() == names
+        canvas = page.locator("canvas[data-cell]").first
+        assert canvas.get_attribute("data-selected") == "4.2"
+        canvas.focus()
+        page.keyboard.press("ArrowDown")
+        wait_query(page, layer="6", head="2")
+        click_head(page, 1, 3)
+        wait_query(page, layer="4", head="3")
 
 
 def test_the_model_view_is_ordered_by_a_search_or_by_the_pin(page: Page, url: str, store: Store) -> None:

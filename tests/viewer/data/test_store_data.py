@@ -16,6 +16,8 @@ from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.data.strongest_edge import is_counted
 from headatlas.viewer.state.reader_state import SAMPLES, ViewState
 
+from ..conftest import SITE
+
 
 @pytest.fixture(scope="module")
 def data(store):
@@ -132,7 +134,7 @@ def test_similar_heads_are_near_in_all_statistics(data):
 @always(np.full((2, 3), 1.1754944e-38, np.float32))
 @given(arrays(np.float32, (2, 3), elements=st.floats(0, 1e6, width=32) | st.just(float("nan"))))
 def test_ranks_and_scale_ends_fit_the_values(values):
-    table = HeadValues("x", "X", "", values, upper_end(values))
+    table = HeadValues("x", "X", "", values, upper_end(values), SITE)
     for value, rank in zip(values.ravel(), table.ranks.ravel(), strict=True):
         assert rank == (0 if np.isnan(value) else 1 + (values > value).sum())
     finite = values[np.isfinite(values)]

@@ -75,7 +75,11 @@ def test_empty_attention_says_how_to_get_it(call, empty):
             "outputs.attentions",
         ),
         ({"attention": random_layers(), "tokens": TOKENS, "sentence_b_start": 4}, ShapeError, "1 to 3"),
-        ({"attention": random_layers(), "tokens": TOKENS, "include_layers": [2]}, ConfigError, "from 0 to 1"),
+        (
+            {"attention": random_layers(), "tokens": TOKENS, "include_layers": [2]},
+            ConfigError,
+            r"different layers of \[0, 1\]",
+        ),
         (
             {"attention": random_layers(), "tokens": TOKENS, "encoder_attention": random_layers()},
             ConfigError,

@@ -13,7 +13,9 @@ from headatlas.viewer.state.reader_state import (
     query_of_arguments,
 )
 
-BOUNDS = Bounds(sites={"encoder": (6, 12), "cross": (2, 3)}, statistics=("entropy", "previous"), examples=range(20))
+BOUNDS = Bounds(
+    sites={"encoder": (range(6), 12), "cross": (range(2), 3)}, statistics=("entropy", "previous"), examples=range(20)
+)
 TEXT = st.text(max_size=40).filter(lambda s: "\ufffd" not in s)
 
 values = st.fixed_dictionaries(
@@ -81,7 +83,7 @@ def test_the_start_has_an_empty_query():
         ("site=cross&head=3", "head", "this store has head 0 to 2"),
         ("example=20", "example", "20 examples, numbers 0 to 19"),
         ("page=admin", "page", "expected one of corpus, search, examples, views"),
-        ("heads=5.8,9.1", "heads", "head 9.1 is not in this store: 6 layers of 12 heads"),
+        ("heads=5.8,9.1", "heads", "head 9.1 is not in this store: layers 0 to 5 of 12 heads"),
         ("heads=" + ",".join(f"{i % 6}.{i % 12}" for i in range(257)), "heads", "257 heads; at most 256"),
         ("pin=x3", "pin", "expected q or k and a position"),
         ("share=1.5", "share", "a number from 0 to 1"),
@@ -128,7 +130,7 @@ def test_arguments_of_a_request_keep_their_bytes():
 
 
 def test_an_empty_store_rejects_only_an_example_that_the_query_names():
-    state = ViewState(Bounds(sites={"encoder": (6, 12)}, examples=range(0)))
+    state = ViewState(Bounds(sites={"encoder": (range(6), 12)}, examples=range(0)))
     assert state.from_query("page=examples") == []
     assert [problem.field for problem in state.from_query("example=3")] == ["example"]
 
