@@ -20,6 +20,7 @@ OF_OTHERS = {"--no-deps", "--mono", "--shadow", "--font", "--drawer-"}
 
 PYTHON_ONLY = (
     "viewer/notebook.py",
+    "viewer/frames/model_attention.py",  # called from notebooks alone
     "store/reading/example.py",
     "store/statistics/definitions.py",
     "pipeline/calls/attention_hook.py",

@@ -57,7 +57,7 @@ def why_not_rebuilt(site: Site, keep: Keep) -> str | None:
     if site.stored_masks:
         return (
             f"the mask of {site.name} layer {site.layers[site.stored_masks[0]]} follows no rule of positions, so the keys "
-            'that a row sees are not known from query and key. Run the job again with keep.attention = "sqrt8".'
+            'that a row sees are not known from query and key. Run the job into another store with keep.attention = "sqrt8".'
         )
     return None
 

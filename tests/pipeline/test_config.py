@@ -86,7 +86,7 @@ def test_another_corpus_kind_starts_an_empty_section(job_file):
         ("tokens.max_tokens=true", r"tokens\.max_tokens is true; it should be a number"),
         ("keep.edges=true", r"keep\.edges is true; it should be a number"),
         ("corpus.path=5", r"corpus\.path is 5; it should be text in quotes"),
-        ("corpus.encoding=utf-16", r"corpus\.encoding is 'utf-16': encoding 'utf-16' does not encode"),
+        ("corpus.encoding=utf-19", r"corpus\.encoding is 'utf-19': unknown encoding"),
         ("keep.attention=sqrt4", r"keep.attention is 'sqrt4'.*linear:N"),
         ("keep.attention=top_k:0", r"keep.attention is 'top_k:0'.*1 to 1024"),
         ("keep.preset=tiny", r"preset is 'tiny'; expected default, small, long, exact"),

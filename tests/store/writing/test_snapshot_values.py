@@ -91,7 +91,7 @@ def test_a_segment_that_was_dropped_or_rewritten(traces: Path, parts: list[Conte
         if not open_store(traces).segments:
             write(traces, parts, 1)
         before = open_store(traces).manifest.number
-        with pytest.raises(ConfigError, match=r"segment 0 \(examples 0 to 3\).*Open the store again"):
+        with pytest.raises(ConfigError, match=r"segment 0 \(examples 0 to 3\).*add them again"):
             add(store)
         assert open_store(traces).manifest.number == before
     assert values_by_example(add(open_store(traces)), add).keys() <= set(range(N, 2 * N))

@@ -56,7 +56,9 @@ def test_only_the_files_of_the_viewer_are_served(url: str, path: str) -> None:
         assert b"/home/" not in (answer.body or b"")
         assert [entry for entry in await spied(url) if entry[0] == "import"] == []
         assert [
-            p for kind, p in await spied(url) if kind == "open" and not p.endswith((".js", ".bookmarks.json"))
+            p
+            for kind, p in await spied(url)
+            if kind == "open" and not p.endswith((".js", ".bookmarks.json", "latest.json"))
         ] == []
 
     run(attack())

@@ -147,7 +147,7 @@ def test_a_failed_pass_leaves_nothing_behind(model_of, inputs_of):
 
 @interpreted
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_an_error_on_the_way_is_raised_when_the_block_ends(model_of, inputs_of, monkeypatch):
+def test_an_error_while_results_are_written_is_raised_by_their_batch(model_of, inputs_of, monkeypatch):
     reduction = TritonReduction(Keep(), STATISTIC_NAMES)
     collector, block, buffers, inputs, _ = start_capture(reduction, model_of, inputs_of)
 
@@ -158,8 +158,9 @@ def test_an_error_on_the_way_is_raised_when_the_block_ends(model_of, inputs_of, 
 
     def run():
         with torch.inference_mode(), block() as forward:
-            collector.begin(buffers, range(3), inputs.special)
+            batch = collector.begin(buffers, range(3), inputs.special)
             forward(inputs)
+            batch.settle()
 
     with pytest.raises(OSError, match="no place"):
         run()
