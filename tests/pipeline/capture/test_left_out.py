@@ -85,7 +85,7 @@ def test_layers_with_other_numbers_of_heads_are_refused_for_that_reason():
     model = build_model("llama")
     attention = model.layers[1].self_attn
     attention.q_proj = torch.nn.Linear(32, 16, bias=False)
-    attention.o_proj = torch.nn.Linear(16, 32, bias=False)
+    attention.o_proj, attention.num_key_value_groups = torch.nn.Linear(16, 32, bias=False), 1
     with pytest.raises(UnsupportedModelError, match=r"different numbers of heads \(0: 4, 1: 2\)"):
         discover_sites(model, build_probe("llama"))
 
