@@ -80,7 +80,9 @@ class TritonReduction:
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Start the computation and the copy of the stored arrays of one call."""
-        self._batch = batch
+        if batch is not self._batch:
+            self.discard()  # of a pass that stopped
+            self._batch = batch
         band = arrays.band(site, layer)
         plan = self._plans.of(call, site, band, batch)
         if plan.placement is None or self.problem is not None:

@@ -140,6 +140,7 @@ def test_a_failed_pass_leaves_nothing_behind(model_of, inputs_of):
         n_pending = len(reduction._pending_writes)
         batch = collector.begin(buffers, range(3), inputs.special)
         forward(inputs)
+        batch.settle()
     assert n_pending > 0
     assert set(batch.failures) == {0, 1, 2}
     assert failed_batch.failures == {}
