@@ -87,7 +87,7 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
             continue
         if isinstance(record, Quarantined):
             n_quarantined += 1
-            left_out.add(Omission(what="records", n=1, reason=record.reason, names=(record.location,)))
+            left_out.count("records", record.reason, record.location)
             if len(quarantined) < LISTED_QUARANTINED:
                 quarantined.append(record)
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -51,6 +52,19 @@ class Omission(BaseModel):
         return f"{self.n:,} {kind}{where} left out: {self.reason}{names}"
 
 
+@dataclass
+class _Sum:
+    what: str
+    reason: str
+    n: int = 0
+    names: dict[str, None] = field(default_factory=dict)
+    n_examples: int | None = None
+
+    def add_name(self, name: str) -> None:
+        if len(self.names) < LISTED_NAMES:
+            self.names[name] = None
+
+
 class Omissions:
     """Sum of omissions. Those of one kind are added if their reasons differ at most in numbers.
 
@@ -58,31 +72,39 @@ class Omissions:
     """
 
     def __init__(self, omissions: Iterable[Omission] = ()) -> None:
-        self._rows: dict[tuple[str, str], Omission] = {}
+        self._rows: dict[tuple[str, str], _Sum] = {}
         for omission in omissions:
             self.add(omission)
 
     def add(self, omission: Omission) -> None:
         """Add an omission."""
-        key = omission.what, _NUMBER.sub("0", omission.reason)
+        row = self._sum(omission.what, omission.reason)
+        row.n += omission.n
+        for name in omission.names:
+            row.add_name(name)
+        if omission.n_examples is not None:
+            row.n_examples = (row.n_examples or 0) + omission.n_examples
+
+    def count(self, what: str, reason: str, name: str) -> None:
+        """Add one thing. This is `add` for corpora with millions of them."""
+        row = self._sum(what, reason)
+        row.n += 1
+        row.add_name(name)
+
+    def _sum(self, what: str, reason: str) -> _Sum:
+        key = what, _NUMBER.sub("0", reason)
         row = self._rows.get(key)
         if row is None and len(self._rows) >= MAX_REASONS:  # a reason may quote the record
-            omission, key = omission.model_copy(update={"reason": _OTHER}), (omission.what, _OTHER)
+            reason, key = _OTHER, (what, _OTHER)
             row = self._rows.get(key)
         if row is None:
-            self._rows[key] = omission
-            return
-        names = row.names
-        if len(names) < LISTED_NAMES:
-            names = tuple(dict.fromkeys([*names, *omission.names]))[:LISTED_NAMES]
-        n_examples = None
-        if row.n_examples is not None or omission.n_examples is not None:
-            n_examples = (row.n_examples or 0) + (omission.n_examples or 0)
-        self._rows[key] = row.model_copy(update={"n": row.n + omission.n, "names": names, "n_examples": n_examples})
+            row = self._rows[key] = _Sum(what, reason)
+        return row
 
     def __iter__(self) -> Iterator[Omission]:
         """Iterate over the sums, in the order in which their kinds were first added."""
-        return iter(self._rows.values())
+        for row in self._rows.values():
+            yield Omission(what=row.what, n=row.n, reason=row.reason, names=tuple(row.names), n_examples=row.n_examples)
 
     def __len__(self) -> int:
         """Return the number of sums."""
@@ -95,7 +117,10 @@ class Omissions:
 
 def count_by_reason(what: str, reasons: Iterable[tuple[str, str]]) -> Omissions:
     """Count (name, reason) by reason."""
-    return Omissions(Omission(what=what, n=1, reason=reason, names=(name,)) for name, reason in reasons)
+    omissions = Omissions()
+    for name, reason in reasons:
+        omissions.count(what, reason, name)
+    return omissions
 
 
 _NUMBER = re.compile(r"\d[\d,.]*")

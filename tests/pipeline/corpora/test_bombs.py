@@ -138,7 +138,10 @@ CASES: dict[str, tuple[str, Callable[[Path], None], dict[str, str], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("short comments", "quoted field")
+
+
+@pytest.mark.parametrize("case", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES])
 def test_memory_is_bounded(case: str, tmp_path: Path) -> None:
     name, write, options, expected = CASES[case]
     write(tmp_path / name)

@@ -43,7 +43,7 @@ def capture(job: dict, folder, name: str, **keep):
     return open_store(folder / name)
 
 
-@pytest.mark.parametrize("model", ["bert", "llama", "t5"])
+@pytest.mark.parametrize("model", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "t5"))])
 def test_every_codec_keeps_segments_of_one_to_three_tokens(model, tiny_job, tiny_folder, folder_of, tmp_path):
     rows = [
         {"id": f"e{i}", "text": words(i, n), "target": words(i + 7, LENGTHS[-1 - i])} for i, n in enumerate(LENGTHS)

@@ -191,6 +191,7 @@ def test_umap_is_offered_where_it_is_installed(page: Page, store_path: Path) -> 
         page.goto("about:blank")
 
 
+@pytest.mark.slow  # the first plane compiles for about a minute
 @pytest.mark.skipif(not has_umap(), reason="umap-learn is not installed")
 @pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")  # only parametric UMAP needs it
 def test_umap_takes_the_place_of_the_plane_when_it_is_ready(page: Page, url: str, store: Store) -> None:
