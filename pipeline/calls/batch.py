@@ -41,7 +41,7 @@ class Batch:
     writing: Future[None] | None = None
     """Writes of the batch's results that run on another thread; None if all were written at once."""
     _masks: dict[tuple[int, int], tuple[Tensor, Tensor | AdditiveRows | None, bool]] = field(default_factory=dict)
-    _checked: dict[tuple[str, int, int, LayerMask, bool], tuple[Tensor | None, _MaskCheck]] = field(
+    _checked: dict[tuple[str, int, bool, LayerMask, bool], tuple[Tensor | None, list[tuple[Run, _MaskCheck]]]] = field(
         default_factory=dict
     )
 
@@ -81,20 +81,28 @@ class Batch:
         visible keys either.
         """
         mask, placement = site.masks[layer], self.placements[site.name]
-        for index, run in enumerate(placement.runs):
-            additive, triangular = self.mask_of(call, site, index, run)
-            is_whole = additive is None and (triangular == site.causal or run.n_queries == run.n_keys == 1)
-            if is_whole and mask.hides_nothing(run.n_keys):
-                continue
-            key = site.name, id(call.mask), index, mask, arrays.query is not None and not site.has_position_bias
-            if key not in self._checked:
-                # holds the mask, so that its id stays unique
-                self._checked[key] = call.mask, _MaskCheck.of(call, mask, run, triangular, is_boolean=key[4])
-            check = self._checked[key][1]
+        is_boolean = arrays.query is not None and not site.has_position_bias
+        key = site.name, id(call.mask), call.causal, mask, is_boolean
+        if key not in self._checked:  # an entry holds the mask, so that its id stays unique
+            self._checked[key] = call.mask, list(self._check_runs(call, site, mask, is_boolean))
+        for run, check in self._checked[key][1]:
             if mask.stored is not None:
                 store_visible(check.visible, site, mask.stored, placement, run, arrays)
             for row, difference in check.differences.items():
                 self.fail(run.start + row, placement, f"{site.name} layer {site.layers[layer]}: {difference}")
+
+    def _check_runs(
+        self, call: AttentionCall, site: Site, mask: LayerMask, is_boolean: bool
+    ) -> Iterator[tuple[Run, _MaskCheck]]:
+        """Compare the runs of a call with a mask. Yield those whose keys differ or are to be stored."""
+        for index, run in enumerate(self.placements[site.name].runs):
+            additive, triangular = self.mask_of(call, site, index, run)
+            is_whole = additive is None and (triangular == site.causal or run.n_queries == run.n_keys == 1)
+            if is_whole and mask.hides_nothing(run.n_keys):
+                continue
+            check = _MaskCheck.of(call, mask, run, triangular, is_boolean=is_boolean)
+            if check.differences or check.visible is not None:
+                yield run, check
 
     def check_weights(self, weights: Tensor, site: Site, layer: int, arrays: SiteArrays) -> None:
         """Compare the maps ``[batch, head, query, key]`` of a layer with its mask: hidden keys must have no weight.

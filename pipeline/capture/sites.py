@@ -263,12 +263,21 @@ def run_model(model: PreTrainedModel, arguments: Mapping[str, Tensor], **options
     depend on earlier batches.
     """
     for module in model.modules():
-        kinds = getattr(module, "rope_type", "")
-        for name, kind in kinds.items() if isinstance(kinds, dict) else [(None, str(kinds))]:
-            if "dynamic" in str(kind):
-                one = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
-                module(one.to(model.dtype)[..., None], one, **({} if name is None else {"layer_type": name}))
+        if (kinds := getattr(module, "rope_type", None)) is not None:
+            _reset_frequencies(module, kinds, model)
     return model(**arguments, **options, **forward_options(model))
+
+
+def _reset_frequencies(embedding: torch.nn.Module, kinds: str | dict[str, str], model: PreTrainedModel) -> None:
+    """Run a rotary embedding on a text of one token, after which it has its original frequencies.
+
+    `kinds` is its `rope_type`: one name, or one for each type of layer.
+    """
+    position = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
+    states = position.to(model.dtype)[..., None]
+    for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
+        if "dynamic" in kind:
+            embedding(states, position, **({} if layer_type is None else {"layer_type": layer_type}))
 
 
 def _site_name(model: PreTrainedModel, call: AttentionCall) -> SiteName:

@@ -71,9 +71,8 @@ def describe_corpus(options: CorpusOptions, examples: Sequence[CorpusExample] = 
     The SHA-256 of a corpus of several files covers their names and hashes, and that of an image corpus the paths and
     hashes in `examples`.
     """
-    unset = {name for name in ("words", "spans") if getattr(options, name, None) is None}
-    unset |= set() if options.skip else {"skip"}
-    settings = options.model_dump(mode="json", exclude={"path", *unset})
+    # without corpus.skip, a corpus has the description that it had before this option
+    settings = options.model_dump(mode="json", exclude={"path"} if options.skip else {"path", "skip"})
     name = options.path.name
     if _kind(options) == "images":
         return {

@@ -128,23 +128,29 @@ def _fill(
             size = max(int(counts[part[0]]) for counts in n_tokens.values())
             failures[part[0]] = f"out of memory: {size} tokens are too many for this machine, even alone"
 
-    previous: _Attempt | None = None
+    def settle(attempt: _Attempt) -> None:
+        if not _is_settled(attempt.batch):
+            retry(attempt.part)
+            return
+        failures.update(attempt.batch.failures)
+        n_batch = sum(int(counts[i]) for counts in n_tokens.values() for i in attempt.part)
+        on_event(BatchDone(segment.index, len(attempt.part), n_batch))
+
+    unsettled: _Attempt | None = None
     with torch.inference_mode(), forwarding(job.loaded.model, job.sites, collector) as forward:
-        while waiting or previous is not None:
-            attempt: _Attempt | None = None
+        while waiting or unsettled is not None:
+            attempt = None
             if waiting:
                 part = waiting.pop()
                 attempt = _start(job, examples, part, buffers, collector, forward)
                 if attempt is None:
                     retry(part)
-            if previous is not None:
-                if _is_settled(previous.batch):
-                    failures.update(previous.batch.failures)
-                    n_batch = sum(int(counts[i]) for counts in n_tokens.values() for i in previous.part)
-                    on_event(BatchDone(segment.index, len(previous.part), n_batch))
-                else:
-                    retry(previous.part)
-            previous = attempt
+            if unsettled is not None:
+                settle(unsettled)
+            if attempt is not None and attempt.batch.writing is None:
+                settle(attempt)
+                attempt = None
+            unsettled = attempt
     if failures:
         raise UnstorableExamples(failures)
     buffers.check_filled()
@@ -166,7 +172,6 @@ def _start(
         forward(inputs)
     except (MemoryError, RuntimeError, OSError) as error:
         _drop_frames_if_out_of_memory(error)
-        inputs = None
     else:
         return _Attempt(part, batch)
     collector.discard()

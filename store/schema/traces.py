@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -102,13 +103,7 @@ class Site(_Frozen):
     @property
     def masks(self) -> tuple[LayerMask, ...]:
         """Mask of each layer, by index on the `layer` axis. Layers with equal masks have equal entries."""
-        chunks = self.chunk or (None,) * self.n_layers
-        return tuple(
-            LayerMask(self.causal, stored=self.stored_masks.index(index))
-            if index in self.stored_masks
-            else LayerMask(self.causal, window, chunk)
-            for index, (window, chunk) in enumerate(zip(self.window, chunks, strict=True))
-        )
+        return _layer_masks(self.causal, self.window, self.chunk, self.stored_masks)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -169,6 +164,18 @@ class Site(_Frozen):
         for layer in range(self.n_layers):
             layers.setdefault(self.band(layer), []).append(layer)
         return {band: tuple(layers[band]) for band in sorted(layers, key=lambda band: -(band or 1 << 62))}
+
+
+@lru_cache(maxsize=64)
+def _layer_masks(
+    causal: bool, window: tuple[int | None, ...], chunk: tuple[int | None, ...], stored_masks: tuple[int, ...]
+) -> tuple[LayerMask, ...]:
+    return tuple(
+        LayerMask(causal, stored=stored_masks.index(index))
+        if index in stored_masks
+        else LayerMask(causal, window[index], chunk[index] if chunk else None)
+        for index in range(len(window))
+    )
 
 
 def head_index(site: Site, layer: int, head: int) -> tuple[int, int]:
