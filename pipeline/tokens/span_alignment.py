@@ -159,23 +159,31 @@ def _align(
 def _chunks(text: str, region: Span, n_chunks: int, tokenize: Callable[[str], list[str]]) -> list[Span] | None:
     """Divide a region among unknown tokens: all for one, a character for each, or each a text that is one token."""
     visible = [i for i in range(*region) if _fold_marks(text[i])]
-    if not _are_all(visible, text, *region):
+    if not _are_all(visible, text, *region) or any(_is_dissolved(char) for char in text[slice(*region)]):
         return None
     if n_chunks == 1:
         return [(visible[0], visible[-1] + 1)]
     if n_chunks == len(visible):
         return [(i, i + 1) for i in visible]
     chunks = [match.span() for match in re.compile(r"\S+").finditer(text, *region)]
-    is_certain = len(chunks) == n_chunks and all(len(tokenize(text[start:stop])) == 1 for start, stop in chunks)
-    return chunks if is_certain else None
+    if len(chunks) != n_chunks or any(len(tokenize(text[start:stop])) != 1 for start, stop in chunks):
+        return None
+    # control characters at the ends of a chunk belong to no token
+    inside = [[i for i in visible if start <= i < stop] for start, stop in chunks]
+    return [(indices[0], indices[-1] + 1) for indices in inside] if all(inside) else None
+
+
+def _is_dissolved(char: str) -> bool:
+    """Return True for a sign such as ``¨`` that accent stripping removes, although it is no mark of another character."""
+    return not _fold_marks(char) and not char.isspace() and not _is_dropped(char)
 
 
 def _are_all(visible: Sequence[int], text: str, start: int, stop: int) -> bool:
-    """Return True if only whitespace, and marks that belong to a character, surround the visible characters."""
+    """Return True if only whitespace, and marks of these characters or the one before, surround the visible ones."""
     if not visible:
         return False
-    after = "".join(char for char in text[visible[-1] + 1 : stop] if unicodedata.category(char)[0] != "M")
-    return not text[start : visible[0]].strip() and not after.strip()
+    around = text[start : visible[0]] + text[visible[-1] + 1 : stop]
+    return not "".join(char for char in around if unicodedata.category(char) != "Mn").strip()
 
 
 def _first_starts(parts: Sequence[str | None], folded: str) -> list[int | None] | None:
@@ -215,5 +223,11 @@ def _fold(char: str) -> str:
 
 @cache
 def _fold_marks(char: str) -> str:
-    """Return the characters of `_fold` without marks and control characters, which some tokenizers drop."""
-    return "".join(c for c in _fold(char) if unicodedata.category(c)[0] not in "MC")
+    """Return the characters of `_fold` that no tokenizer drops."""
+    return "".join(c for c in _fold(char) if not _is_dropped(c))
+
+
+def _is_dropped(char: str) -> bool:
+    """Return True for a nonspacing mark or a control character, which some tokenizers drop."""
+    category = unicodedata.category(char)
+    return category == "Mn" or category.startswith("C")

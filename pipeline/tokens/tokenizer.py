@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int32
@@ -35,8 +35,9 @@ from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Wor
 from ..corpora.word_split import split_words
 from ..models.model_limits import check_normalizer, normalizer_of
 from .span_alignment import Span
-from .text_encoding import TextEncoding, encode_texts, failing_as_ours
+from .text_encoding import TextEncoding, encode_texts
 from .token_options import TooLong
+from .unencodable_texts import why_not_encoded
 from .windows import cut_windows
 from .words_left_out import TARGET_WORDS, mark_cut, messages_left_out, spans_left_out, words_left_out
 
@@ -45,10 +46,6 @@ if TYPE_CHECKING:
 
 _BATCH_EXAMPLES = 1024
 _BATCH_CHARS = 8 << 20
-_MOST_NORMALIZED = 64 << 20
-"""Largest number of characters of a normalized text; each takes 20 bytes in the tokenizers library."""
-_PIECE_CHARS = 4096
-_MOST_WORD_CHARS = 2000
 _MOST_SPECIAL = 1024
 _BOUNDARY_SIGNS = frozenset("▁Ġ")
 
@@ -113,10 +110,7 @@ def encode(
     for start, stop in _batch_spans(examples):
         batch = examples[start:stop]
         reasons = [
-            skips.get(start + i)
-            or _skip_reason(example, has_target)
-            or _growth_reason(example, tokenizer, growth)
-            or _length_reason(example, tokenizer)
+            skips.get(start + i) or why_not_encoded(example, tokenizer, growth, has_target=has_target)
             for i, example in enumerate(batch)
         ]
         encodable = [example for example, reason in zip(batch, reasons, strict=True) if reason is None]
@@ -140,40 +134,6 @@ def _batch_spans(examples: Sequence[CorpusExample]) -> Iterator[tuple[int, int]]
             start, n_chars = i + 1, 0
     if start < len(examples):
         yield start, len(examples)
-
-
-def _growth_reason(example: CorpusExample, tokenizer: PreTrainedTokenizerBase, growth: int) -> str | None:
-    """Return the reason for skipping a text that the tokenizer's normalizer makes too long."""
-    for text in (example.text, example.text_pair, example.target):
-        if text is None or len(text) * growth <= _MOST_NORMALIZED:
-            continue
-        backend: Any = tokenizer.backend_tokenizer
-        pieces = (text[i : i + _PIECE_CHARS] for i in range(0, len(text), _PIECE_CHARS))
-        with failing_as_ours(tokenizer):
-            n_chars = sum(len(backend.normalizer.normalize_str(piece)) for piece in pieces)
-        if n_chars > _MOST_NORMALIZED:
-            return f"the tokenizer makes more than {_MOST_NORMALIZED} characters of it"
-    return None
-
-
-def _length_reason(example: CorpusExample, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the reason for skipping a word on which byte-pair merges in Python would take hours."""
-    if tokenizer.is_fast or not hasattr(tokenizer, "bpe"):
-        return None
-    texts = (example.text, example.text_pair or "", example.target or "")
-    longest = max((len(word) for text in texts for word in text.split()), default=0)
-    if longest <= _MOST_WORD_CHARS:
-        return None
-    return f"a word of {longest} characters; {type(tokenizer).__name__} takes at most {_MOST_WORD_CHARS}"
-
-
-def _skip_reason(example: CorpusExample, has_target: bool) -> str | None:
-    if has_target and example.target is None:
-        return "no target text, which the decoder of this model reads (corpus.target; or generate one)"
-    for text in (example.text, example.text_pair, example.target):
-        if text is not None and not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-            return "a lone surrogate in the text"
-    return None
 
 
 def _encode_batch(
@@ -353,13 +313,21 @@ def _trim_spans(encoding: TextEncoding, texts: tuple[str, str]) -> list[Span | N
             else:
                 start += len(text[start:stop]) - len(text[start:stop].lstrip())
                 stop = start + len(content)
-                limit = len(text)
-                if i + 1 < len(encoding.spans) and encoding.text_index[i + 1] == index:
-                    limit = max(stop, (encoding.spans[i + 1] or (stop,))[0])
-                while stop < limit and unicodedata.category(text[stop])[0] == "M":
-                    stop += 1
+                stop = _end_of_marks(encoding, i, index, text, stop)
         spans.append((start, stop))
     return spans
+
+
+def _end_of_marks(encoding: TextEncoding, token: int, text_index: int, text: str, stop: int) -> int:
+    """Return the end of the marks that follow a token and do not belong to a later one."""
+    end = stop
+    while end < len(text) and unicodedata.category(text[end])[0] == "M":
+        end += 1
+    if end == stop:
+        return stop
+    later = zip(encoding.text_index[token + 1 :], encoding.spans[token + 1 :], strict=True)
+    next_start = next((span[0] for index, span in later if index == text_index and span), len(text))
+    return max(stop, min(end, next_start))
 
 
 def _align(sequence: TokenSequence, words: tuple[Word, ...]) -> Int32[np.ndarray, "token"]:

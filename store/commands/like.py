@@ -15,7 +15,7 @@ from .printing import first_rows, output_console, print_csv, print_table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..queries.arc_hypotheses import Arc
+    from ..queries.marked_arcs import Arc
     from ..queries.pattern_search import ExampleHit
     from ..queries.query_by_example import LikeResult
     from ..queries.segment_scan import RequestedBasis
@@ -54,7 +54,7 @@ def like(
 
     Example: [bold]headatlas like traces/demo --numbers '12:5>2 12:7>4'[/bold]
     """
-    from ..queries.arc_hypotheses import parse_arcs
+    from ..queries.marked_arcs import parse_arcs
     from ..store import open_store
     from . import tables as render
 

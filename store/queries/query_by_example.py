@@ -30,8 +30,9 @@ from ..patterns.segment_matcher import site_vocabulary
 from ..reading.attention_rebuild import why_not_rebuilt
 from ..reading.snapshot import Snapshot
 from ..schema.traces import Site
-from .arc_hypotheses import Arc, Hypothesis, check_arcs, hypotheses, parse_arcs
+from .arc_hypotheses import Hypothesis, hypotheses
 from .evidence import MINIMUM_EXAMPLES, MINIMUM_ROWS
+from .marked_arcs import Arc, check_arcs, parse_arcs
 from .pattern_search import ExampleHit, SearchResult, search
 from .resampling import bootstrap_interval
 from .segment_scan import RequestedBasis

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headatlas.store.queries.arc_hypotheses import Arc as MarkedArc
 from headatlas.store.queries.arc_hypotheses import hypotheses
+from headatlas.store.queries.marked_arcs import Arc as MarkedArc
 
 from .store_data import DataSource
 

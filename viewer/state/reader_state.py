@@ -8,8 +8,7 @@ sets valid values and reports invalid ones. An invalid value is neither set nor 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 from urllib.parse import quote, unquote_to_bytes
@@ -17,6 +16,20 @@ from urllib.parse import quote, unquote_to_bytes
 import param
 from param.parameterized import batch_call_watchers
 
+from .address_values import (
+    ARCS,
+    HEAD,
+    INTEGER,
+    PIN,
+    SPAN,
+    ZOOM,
+    facets_json,
+    matching,
+    option,
+    parse_span,
+    share,
+    text_value,
+)
 from .page_table import PAGES, VIEWS
 
 MEASURES = ("mass", "hit_rate", "lift")
@@ -32,19 +45,10 @@ SAMPLES = ("strongest", "deciles", "random", "weakest")
 ARRANGEMENTS = ("layer", "weight", "search")
 COMPARISONS = ("examples", "heads", "models")
 THEMES = ("auto", "light", "dark")
-MAX_TEXT = 2_000
 MAX_QUERY, MAX_FIELDS = 32_000, 500
 """Most characters and fields of an address."""
 MAX_HEADS = 256
 """Most heads beside the chosen one. The first twelve have colours that readers with colour blindness can tell apart."""
-
-_INTEGER = re.compile(r"[0-9]{1,9}")
-_NUMBER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?|\.[0-9]{1,6}")
-_PIN = re.compile(r"([qk])([0-9]{1,9})")
-_HEAD = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
-_SPAN = re.compile(r"(?=.*[0-9])([0-9]{0,7}(\.[0-9]{1,6})?)\.\.([0-9]{0,7}(\.[0-9]{1,6})?)")
-_ARCS = re.compile(r"none|[0-9]{1,3}>[0-9]{1,3}(,[0-9]{1,3}>[0-9]{1,3}){0,11}")
-_ZOOM = re.compile(r"([0-9]{1,7}(\.[0-9]{1,2})?,){2}[0-9]{1,7}(\.[0-9]{1,2})?")
 
 
 _FIELDS = (
@@ -166,7 +170,7 @@ class ViewState(param.Parameterized):
     @property
     def heads_shown(self) -> tuple[tuple[int, int], ...]:
         """(layer, head) of the chosen head, then of the further heads. Each head occurs once."""
-        further = [(int(m[1]), int(m[2])) for m in map(_HEAD.fullmatch, self.heads.split(",")) if m]
+        further = [(int(m[1]), int(m[2])) for m in map(HEAD.fullmatch, self.heads.split(",")) if m]
         return tuple(dict.fromkeys([(self.layer, self.head), *further]))
 
     @property
@@ -177,17 +181,17 @@ class ViewState(param.Parameterized):
     @property
     def length_span(self) -> tuple[float, float]:
         """Fewest and most tokens of the listed examples. A missing bound is infinite."""
-        return _parse_span(self.lengths)
+        return parse_span(self.lengths)
 
     @property
     def score_span(self) -> tuple[float, float]:
         """Least and greatest statistic of the listed examples. A missing bound is infinite."""
-        return _parse_span(self.scores)
+        return parse_span(self.scores)
 
     @property
     def pinned(self) -> tuple[Literal["q", "k"], int] | None:
         """Side and position of the pinned token. None if no token is pinned."""
-        match = _PIN.fullmatch(self.pin)
+        match = PIN.fullmatch(self.pin)
         return (match[1], int(match[2])) if match else None  # type: ignore[return-value]
 
     def to_query(self, **changes: Any) -> str:
@@ -252,48 +256,46 @@ class ViewState(param.Parameterized):
             raise ValueError(f"there is no such field; expected one of {', '.join(self.FIELDS)}")
         parameter = self.param[name]
         if isinstance(parameter, param.Selector):
-            return _option(value, parameter.objects)
+            return option(value, parameter.objects)
         if name == "site":
-            return _option(value, self._bounds.sites) if self._bounds.sites else _text(value)
+            return option(value, self._bounds.sites) if self._bounds.sites else text_value(value)
         if name in ("statistic", "x", "y"):
-            return _option(value, self._bounds.statistics) if self._bounds.statistics else _text(value)
+            return option(value, self._bounds.statistics) if self._bounds.statistics else text_value(value)
         if name == "store":
-            return _option(value, self._bounds.stores) if self._bounds.stores else _text(value)
+            return option(value, self._bounds.stores) if self._bounds.stores else text_value(value)
         if name == "other_store":
-            return _option(value, ("", *self._bounds.stores)) if self._bounds.stores else _text(value)
+            return option(value, ("", *self._bounds.stores)) if self._bounds.stores else text_value(value)
         if name == "zoom":
-            return _matching(_ZOOM, value, "expected row,column,width of the matrix's window, such as 0,120,64")
+            return matching(ZOOM, value, "expected row,column,width of the matrix's window, such as 0,120,64")
         if name == "arcs":
-            return _matching(
-                _ARCS, value, "expected at most 12 arcs as query>key, separated by commas, such as 7>5,3>2"
-            )
+            return matching(ARCS, value, "expected at most 12 arcs as query>key, separated by commas, such as 7>5,3>2")
         if name == "other_head":
-            return _matching(_HEAD, value, "expected layer.head, such as 5.8")
+            return matching(HEAD, value, "expected layer.head, such as 5.8")
         if name == "other_example":
             return str(self._integer("example", value, values)) if value != "" else ""
         if name == "where":
-            return _facets_json(value)
+            return facets_json(value)
         if name == "lengths":
-            return _matching(_SPAN, value, "expected fewest..most tokens, such as 5..40, 5.. or ..40")
+            return matching(SPAN, value, "expected fewest..most tokens, such as 5..40, 5.. or ..40")
         if name == "scores":
-            return _matching(_SPAN, value, "expected least..most, such as .2..0.8 or .5..")
+            return matching(SPAN, value, "expected least..most, such as .2..0.8 or .5..")
         if name == "share":
-            return _share(value)
+            return share(value)
         if isinstance(parameter, param.Integer):
             return self._integer(name, value, values)
         if name == "pin":
-            if value != "" and not _PIN.fullmatch(_text(value)):
+            if value != "" and not PIN.fullmatch(text_value(value)):
                 raise ValueError("expected q or k and a position, such as q14")
             return value
         if name == "heads":
-            return self._head_list(_text(value), values)
-        return _text(value)
+            return self._head_list(text_value(value), values)
+        return text_value(value)
 
     def _integer(self, name: str, value: Any, values: Mapping[str, Any]) -> int:
         text = str(value) if not isinstance(value, bool) else ""
         if isinstance(value, float) and value.is_integer():  # JavaScript has no integers
             text = str(int(value))
-        if not _INTEGER.fullmatch(text) or not text.isascii():
+        if not INTEGER.fullmatch(text) or not text.isascii():
             raise ValueError("expected a whole number")
         number = int(text)
         layers, heads = self._site_shape(values)
@@ -327,7 +329,7 @@ class ViewState(param.Parameterized):
         layers, heads = self._site_shape(values)
         names = []
         for item in filter(None, text.split(",")):
-            match = _HEAD.fullmatch(item)
+            match = HEAD.fullmatch(item)
             if not match:
                 raise ValueError("expected heads as layer.head, separated by commas, such as 5.8,5.10")
             layer, head = int(match[1]), int(match[2])
@@ -347,12 +349,6 @@ def _number_text(numbers: Sequence[int]) -> str:
     return f"{numbers[0]} to {numbers[-1]}" if is_range else ", ".join(map(str, numbers))
 
 
-def _parse_span(text: str) -> tuple[float, float]:
-    match = _SPAN.fullmatch(text)
-    low, high = (match[1], match[3]) if match else ("", "")
-    return (float(low) if low else float("-inf"), float(high) if high else float("inf"))
-
-
 def query_of_arguments(arguments: Mapping[str, list[bytes]]) -> str:
     """Convert the arguments of a request to a query. The last value of each name counts."""
     return "&".join(f"{quote(name)}={quote(values[-1])}" for name, values in arguments.items() if values)
@@ -370,47 +366,3 @@ def _missing_example(examples: Collection[int]) -> str:
 
 def _short_repr(value: Any) -> str:
     return value[:200] if isinstance(value, str) else repr(value)[:200]
-
-
-def _option(value: Any, options: Iterable[str]) -> str:
-    names = list(options)
-    if not isinstance(value, str) or value not in names:
-        raise ValueError(f"expected one of {', '.join(names)}")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("expected text")
-    if len(value) > MAX_TEXT:
-        raise ValueError(f"{len(value)} characters; at most {MAX_TEXT} are allowed")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("the text has half of a surrogate pair; expected valid Unicode")
-    return value
-
-
-def _matching(form: re.Pattern[str], value: Any, expected: str) -> str:
-    if value != "" and not form.fullmatch(_text(value)):
-        raise ValueError(expected)
-    return value
-
-
-def _facets_json(value: Any) -> str:
-    if value == "":
-        return ""
-    try:
-        facets = json.loads(_text(value))
-    except ValueError:
-        facets = None
-    if not isinstance(facets, dict) or not all(isinstance(item, str) for item in facets.values()):
-        raise ValueError('expected a JSON object of texts, such as {"genre": "mail"}')
-    return json.dumps(facets, ensure_ascii=False) if facets else ""
-
-
-def _share(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not _NUMBER.fullmatch(f"{value}"):
-        raise ValueError("expected a number from 0 to 1")
-    number = float(value)
-    if not 0 <= number <= 1:
-        raise ValueError("expected a number from 0 to 1")
-    return round(number, 6)

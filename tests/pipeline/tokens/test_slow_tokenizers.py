@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from transformers import T5Config, T5ForConditionalGeneration
 
 from headatlas.pipeline.config import parse_config
@@ -82,9 +84,15 @@ def test_every_character_has_its_token(slow, name, text):
 
 
 @given(text=NASTY)
+@example(text="0\u0300:")
+@example(text="0¨¡")
+@example(text="\u20dd0")  # an enclosing mark, which is kept
+@example(text="00\x1b\r¡")  # unknown tokens beside a control character
 def test_the_python_version_of_a_fast_tokenizer_has_its_spans(slow, text):
     """Spans that are given are those of the fast version; they are missing only beside unknown tokens."""
     fast, aligned = wordpiece(), slow["bert"]
+    if any(unicodedata.category(char) == "Cn" for char in text):  # their tables are of other versions of Unicode
+        return
     if aligned(text)["input_ids"] != fast(text)["input_ids"]:  # they differ in control characters
         return
     expected, source = encode_one(fast, text).source, encode_one(aligned, text).source

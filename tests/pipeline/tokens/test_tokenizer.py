@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
 from headatlas.pipeline.corpora.word_split import split_words
 from headatlas.pipeline.tokens import tokenizer as module
+from headatlas.pipeline.tokens import unencodable_texts
 from headatlas.pipeline.tokens.tokenizer import Skipped, encode
 from headatlas.store.errors import ConfigError
 from headatlas.store.schema.token_table import TokenFlag
@@ -289,7 +290,7 @@ def test_a_text_that_its_normalizer_makes_too_long_is_skipped(monkeypatch):
     backend = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     backend.normalizer = normalizers.Replace("t", "t" * 900)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
-    monkeypatch.setattr(module, "_MOST_NORMALIZED", 20_000)
+    monkeypatch.setattr(unencodable_texts, "_MOST_NORMALIZED", 20_000)
     texts = ["t" * 10, "t" * 100, "o" * 10_000]
     results = encode([CorpusExample(f"e{i}", text) for i, text in enumerate(texts)], tokenizer, max_tokens=64)
     assert [isinstance(result, Skipped) for result in results] == [False, True, False]

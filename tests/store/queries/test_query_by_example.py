@@ -14,7 +14,8 @@ from headatlas.store.commands.like import app
 from headatlas.store.errors import ConfigError, NotFoundError
 from headatlas.store.patterns import Pattern
 from headatlas.store.patterns.segment_matcher import segment_matcher, site_vocabulary
-from headatlas.store.queries.arc_hypotheses import Arc, check_arcs, hypotheses, parse_arcs
+from headatlas.store.queries.arc_hypotheses import hypotheses
+from headatlas.store.queries.marked_arcs import Arc, check_arcs, parse_arcs
 from headatlas.store.queries.pattern_search import search
 from headatlas.store.queries.query_by_example import arc_weights, information, like
 from headatlas.store.schema.traces import Keep

@@ -18,7 +18,7 @@ from headatlas.store import Store, open_store
 from headatlas.store.commands.like import app as like_app
 from headatlas.store.commands.maintain import app as maintain_app
 from headatlas.store.errors import ConfigError, NotFoundError
-from headatlas.store.queries.arc_hypotheses import Arc, parse_arcs
+from headatlas.store.queries.marked_arcs import Arc, parse_arcs
 from headatlas.store.queries.query_by_example import like
 from headatlas.store.schema.traces import Keep
 from headatlas.store.writing.drop import drop_from_store
