@@ -74,10 +74,22 @@ class Receiver(Protocol):
         ...
 
 
+class OutputEditor(Receiver, Protocol):
+    """Receives attention calls and changes their outputs."""
+
+    def edit(self, call: AttentionCall, output: Tensor) -> Tensor:
+        """Return the output ``[batch, query, head, d_value]`` that the model uses instead of `output`."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Route:
     receiver: Receiver
     module: str
+
+    def edit(self, call: AttentionCall, output: Tensor) -> Tensor:
+        edit = getattr(self.receiver, "edit", None)
+        return output if edit is None else edit(call, output)
 
 
 _ROUTES: dict[int, _Route] = {}
@@ -182,26 +194,31 @@ def capture_attention(
     if route is not None:
         _check_call(call, kwargs)
         output = route.receiver.receive(call)
-    if output is not None:
-        return output, None
-    n_weights = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-    plain = softcap is None and sinks is None
-    if isinstance(attention_mask, TiledMask) or (not plain and n_weights > OUTPUT_WEIGHTS):
-        return _output_by_rows(module, call, dropout=dropout, **kwargs), None
-    if plain:
-        return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            is_causal=is_causal,
-            position_bias=position_bias,
-            **kwargs,
-        )
-    return attention_output(call), None
+    if output is None:
+        output = _plain_output(module, call, attention_mask, is_causal, scaling, {"dropout": dropout, **kwargs})
+        output = output if route is None else route.edit(call, output)
+    return output, None
+
+
+def _plain_output(
+    module: nn.Module,
+    call: AttentionCall,
+    mask: Tensor | None,
+    is_causal: bool | None,
+    scaling: float | None,
+    options: dict[str, Any],
+) -> Float[Tensor, "batch query head d_value"]:
+    """Compute the attention output as the model would without a receiver."""
+    n_weights = call.query.shape[0] * call.query.shape[1] * call.query.shape[2] * call.key.shape[2]
+    is_sdpa = call.softcap is None and call.sinks is None
+    if isinstance(mask, TiledMask) or (not is_sdpa and n_weights > OUTPUT_WEIGHTS):
+        return _output_by_rows(module, call, **options)
+    if not is_sdpa:
+        return attention_output(call)
+    vectors = (call.query, call.key, call.value)
+    return sdpa_attention_forward(
+        module, *vectors, mask, scaling=scaling, is_causal=is_causal, position_bias=call.position_bias, **options
+    )[0]
 
 
 def _check_call(call: AttentionCall, kwargs: dict[str, Any]) -> None:
