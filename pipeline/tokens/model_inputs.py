@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from headatlas.store.errors import ConfigError, HeadAtlasError, UnsupportedModelError
@@ -32,6 +32,8 @@ class ModelInputs:
 
     arguments: dict[str, Tensor]
     special: dict[str, Bool[Tensor, "batch token"]]
+    labels: Int64[Tensor, "batch token"] | None = None
+    """Ids of masked tokens, -100 elsewhere; None if none are masked."""
 
 
 class InputBuilder:
