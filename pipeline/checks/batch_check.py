@@ -20,6 +20,7 @@ from ..calls.attention_hook import AttentionCall, attention_weights, capturing
 from ..capture.eager import read_attentions
 from ..capture.sites import ModelSites, run_model
 from ..corpora.examples import EncodedExample
+from ..tokens.batch_plan import BatchLimits
 from ..tokens.model_inputs import InputBuilder
 from .selfcheck import BOUNDS
 
@@ -42,6 +43,12 @@ class BatchCheck:
 
     companions: Companions
     largest: float
+
+    def limits(self, limits: BatchLimits) -> BatchLimits:
+        """Return the limits of batches in which nobody changes the attention of another."""
+        if self.companions == "none":
+            return replace(limits, max_examples=1)
+        return replace(limits, equal_lengths=self.companions == "equal")
 
     def note(self, model: str) -> str | None:
         """Return the sentence that says how batches are formed, or None if nothing is special about them."""

@@ -89,9 +89,7 @@ class Job:
     @property
     def limits(self) -> BatchLimits:
         """Limits of a batch. They are lower if the maps of all layers are in memory at once, or if batches matter."""
-        limits = replace(self.config.run.limits, equal_lengths=self.batch_check.companions == "equal")
-        if self.batch_check.companions == "none":
-            limits = replace(limits, max_examples=1)
+        limits = self.batch_check.limits(self.config.run.limits)
         if self.spec.capture == "interface":
             return limits
         maps = sum(site.n_layers * site.n_heads for site in self.spec.sites)

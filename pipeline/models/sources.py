@@ -47,6 +47,15 @@ if TYPE_CHECKING:
 
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HEAD_CLASSES = {
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForPreTraining": "AutoModelForMaskedLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+}
+"""Class of transformers that loads a model with the head that it was saved with, by the end of its architecture's name."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -226,7 +235,14 @@ def use_full_attention(model: PreTrainedModel) -> tuple[str, ...]:
     return (note,) if sparse_modules else ()
 
 
-def load_configured(settings: ModelConfig, *, lm_head: bool = False, images: bool = False) -> LoadedModel:
+def _saved_name(config: PreTrainedConfig) -> str:
+    """Return the name of the class that a model was saved as; empty if its configuration has none."""
+    return str((config.architectures or [""])[0])
+
+
+def load_configured(
+    settings: ModelConfig, *, lm_head: bool = False, saved_head: bool = False, images: bool = False
+) -> LoadedModel:
     """Load the model that a job file configures. Arguments and errors are those of `load_model`."""
     return load_model(
         settings.source,
@@ -235,6 +251,7 @@ def load_configured(settings: ModelConfig, *, lm_head: bool = False, images: boo
         revision=settings.revision,
         local_only=settings.local_only,
         lm_head=lm_head,
+        saved_head=saved_head,
         images=images,
     )
 
@@ -248,13 +265,15 @@ def load_model(
     cache_dir: str | os.PathLike[str] | None = None,
     local_only: bool = False,
     lm_head: bool = False,
+    saved_head: bool = False,
     images: bool = False,
 ) -> LoadedModel:
     """Load a model without its output head, ready to run: evaluation mode, no gradients, eager attention.
 
-    With `lm_head` it has its language-model head. With `images` it reads images instead of text. Of a model that
-    compares texts with images (CLIP, SigLIP) only the tower that reads the corpus is kept. `device` ``auto`` is
-    CUDA if available, otherwise the CPU. `dtype` ``auto`` is the data type of the saved weights.
+    With `lm_head` it has its language-model head, and with `saved_head` the head that it was saved with, if any. With
+    `images` it reads images instead of text. Of a model that compares texts with images (CLIP, SigLIP) only the tower
+    that reads the corpus is kept. `device` ``auto`` is CUDA if available, otherwise the CPU. `dtype` ``auto`` is the
+    data type of the saved weights.
 
     Raises
     ------
@@ -300,17 +319,21 @@ def load_model(
         return model, sorted(name for name in report["missing_keys"] if "pooler" not in name.split("."))
 
     kind: Any = AutoModel
-    if lm_head:
+    head_class = next((name for suffix, name in _HEAD_CLASSES.items() if _saved_name(config).endswith(suffix)), None)
+    has_head = lm_head or (saved_head and head_class is not None)
+    if saved_head and head_class is not None:
+        kind = getattr(transformers, head_class)
+    elif lm_head:
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     elif adapter is not None:
         kind = getattr(transformers, adapter.model_class)
     model, missing = load(kind)
-    saved_kind = getattr(transformers, (config.architectures or [""])[0], None)
+    saved_kind = getattr(transformers, _saved_name(config), None)
     if adapter is not None and model.base_model is not model:  # weights of the head may be random
         missing = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
     if (
         missing
-        and not lm_head
+        and not has_head
         and adapter is None
         and isinstance(saved_kind, type)
         and issubclass(saved_kind, PreTrainedModel)
@@ -324,7 +347,7 @@ def load_model(
         )
     if adapter is not None:
         model = merge_adapter(model, adapter)
-        model = model if lm_head else cast("PreTrainedModel", model.base_model)
+        model = model if has_head else cast("PreTrainedModel", model.base_model)
     model = choose_tower(model, images=images)
     try:
         model = model.to(device)  # pyright: ignore[reportArgumentType]
