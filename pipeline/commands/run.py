@@ -106,7 +106,7 @@ def run(
     from ..tokens.batch_plan import Share
 
     share = Share.parse(part)
-    jobs = _load(config, out, changes, max_examples=max_examples, sample=sample, skip=skip)
+    jobs = load(config, out, changes, max_examples=max_examples, sample=sample, skip=skip)
     display = open_display(quiet)
     try:
         from ..job.multi_model import run_jobs
@@ -158,7 +158,7 @@ def plan(
     from ..job.projection import project_job
     from ..tokens.corpus_encoding import open_corpus
 
-    jobs = _load(config, out, changes, max_examples=max_examples, sample=sample, skip=skip)
+    jobs = load(config, out, changes, max_examples=max_examples, sample=sample, skip=skip)
     corpus = open_corpus(jobs[0].corpus)
     results = []
     for config_of_model in jobs:
@@ -174,7 +174,8 @@ def plan(
         _print_json(results)
 
 
-def _load(config: str, out: Path | None, changes: list[str] | None, **corpus_options: int | None) -> list[JobConfig]:
+def load(config: str, out: Path | None, changes: list[str] | None, **corpus_options: int | None) -> list[JobConfig]:
+    """Read the jobs of a file, with settings changed on the command line."""
     from ..config import load_jobs
 
     overrides = list(changes or ())

@@ -23,6 +23,7 @@ EXACT_UNITS = 13
 """With so many units or fewer all sign changes are enumerated."""
 MINIMUM_UNITS = 6
 """With fewer units no p-value is given: even if all agree, the smallest two-sided one would be above .03."""
+MINIMUM_CONTROLS = 3
 NEAR = 2.0
 """Heads of the same layer come first as controls if their norms differ by less than this factor."""
 
@@ -94,11 +95,14 @@ def weigh(
     targets: Sequence[int],
     controls: Sequence[Sequence[int]],
     units: Sequence[Hashable],
+    *,
+    is_distance: bool = False,
     seed: int = 0,
 ) -> EffectEvidence:
     """Compute the evidence for the effects of `targets`, rows of `effects`; `controls` are the rows of their controls.
 
-    Examples of one unit are averaged first. Examples without a value in any row are left out.
+    Examples of one unit are averaged first. Examples without a value in any row are left out. Effects that are distances
+    are compared with those of other heads by their logarithms, because they are positive and span orders of magnitude.
     """
     by_unit = unit_means(effects, units)
     n_units = by_unit.shape[1]
@@ -111,7 +115,9 @@ def weigh(
     difference = own - control_units
     p_value = np.full(len(own), np.nan)
     if n_units >= MINIMUM_UNITS:
-        p_heads = np.array([_outside(float(row.mean()), means) for row, means in zip(own, control_means, strict=True)])
+        p_heads = np.array(
+            [_outside(float(row.mean()), means, is_distance) for row, means in zip(own, control_means, strict=True)]
+        )
         p_value = np.fmax(sign_flip(difference, seed), p_heads)
         p_value[np.isnan(p_heads)] = np.nan
     return EffectEvidence(
@@ -159,11 +165,13 @@ def _count_above(
     return (np.abs(signs @ differences.T) >= observed - 1e-12 * scale).sum(axis=0).astype(np.float64)
 
 
-def _outside(effect: float, controls: Float[np.ndarray, "control"]) -> float:
+def _outside(effect: float, controls: Float[np.ndarray, "control"], is_distance: bool) -> float:
     """Return the two-sided p-value that one more control head has an effect so far from the others."""
     n = len(controls)
-    if n < 3:
+    if n < MINIMUM_CONTROLS:
         return math.nan
+    if is_distance and effect > 0 and (controls > 0).all():
+        effect, controls = math.log(effect), np.log(controls)
     deviation = float(controls.std(ddof=1)) * math.sqrt(1 + 1 / n)
     distance = abs(effect - float(controls.mean()))
     if deviation == 0:

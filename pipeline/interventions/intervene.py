@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +21,12 @@ from headatlas.store.schema.traces import Keep, Site, TraceSpec
 from ..capture.eager import find_sites
 from ..checks.batch_check import check_batches
 from ..corpora.examples import EncodedExample
-from ..progress import Event, Stage, plural
+from ..progress import Event, Stage, format_seconds, plural
 from ..tokens.corpus_encoding import encode_corpus, open_corpus
 from ..tokens.model_inputs import InputBuilder
 from ..tokens.segment_tables import segment_tables
 from .actions import Edit, Variant
-from .controls import EffectEvidence, Heads, control_sets, weigh
+from .controls import MINIMUM_CONTROLS, MINIMUM_UNITS, EffectEvidence, Heads, control_sets, weigh
 from .passes import OnBatch, Passes
 from .request import Request, parse_action, parse_heads, parse_measure, unit_of
 
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 N_EXACT = 20
 """Number of heads whose exact effect is compared with the estimate: those with the largest estimates."""
+N_TOKENS = 10
+"""Number of tokens that are listed."""
+FEW_UNITS = 20
+"""With fewer units bootstrap intervals are known to be too narrow, and the answer says so."""
 _NO_TRACES = Keep(attention=None, query_key=None, edges=None, statistics=False)
 
 
@@ -62,6 +67,35 @@ class Intervention:
     agreement: float | None = None
     """Rank correlation of estimated and exact effects of the `N_EXACT` largest estimates; None for exact effects."""
     notes: tuple[str, ...] = ()
+    model: dict[str, Any] = field(default_factory=dict)
+    """Identity of the model, as in the provenance of a store."""
+    seed: int = 0
+    tokens: pd.DataFrame | None = None
+    """The tokens whose loss rises most by the intervention with the largest difference: ``example``, ``id``, ``position``,
+    ``token``, ``change``. None if the measure has no number for single tokens."""
+
+    def remarks(self) -> list[str]:
+        """Return sentences that a table needs beside it."""
+        evidence = self.evidence
+        effect = f"Effect: {self.meaning}; mean over {evidence.n_units:,} units ({self.unit}), 95 % bootstrap interval."
+        lines = [
+            f"{self.action} at {self.site.name}. {effect} Controls: mean ± standard deviation of the same change of the "
+            f"{self.n_controls} heads nearest in output norm. q: false-discovery rate of an effect unlike that of the controls, "
+            "over units and over heads."
+        ]
+        if evidence.n_units < MINIMUM_UNITS:
+            lines.append(f"No tests: there are {evidence.n_units} units, and {MINIMUM_UNITS} are needed.")
+        elif evidence.n_units < FEW_UNITS:
+            lines.append(f"Intervals of {evidence.n_units} units are too narrow; use at least {FEW_UNITS}.")
+        if self.n_controls < MINIMUM_CONTROLS:
+            lines.append(f"No tests: there are {self.n_controls} controls, and {MINIMUM_CONTROLS} are needed.")
+        if self.is_estimate:
+            lines.append(
+                f"Estimated from gradients. Rank correlation with the exact effects of the {N_EXACT} largest: "
+                f"{self.agreement:.2f}."
+            )
+        lines += [f"{plural(n, 'example')} left out: {reason}." for reason, n in self.left_out.items()]
+        return [*lines, *self.notes]
 
     def head_name(self, heads: Heads) -> str:
         """Return heads as ``5.8`` or ``3.1,5.8``."""
@@ -134,10 +168,11 @@ def intervene(
     request: Request,
     on_event: Callable[[Event], None] = lambda event: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Intervention:
+) -> Intervention | None:
     """Change heads of a running model over the corpus of a job, and measure what that does to its predictions.
 
-    Nothing is written. The model is the job's, with the output head that it was saved with.
+    Nothing is written. The model is the job's, with the output head that it was saved with. Returns None if the request is
+    only to plan.
 
     Parameters
     ----------
@@ -185,12 +220,23 @@ def intervene(
         targets = parse_heads(request.heads, site, together=request.together)
     progress = Progress(on_progress=on_progress)
     on_event(Stage(f"measuring the outputs of {plural(site.n_layers * site.n_heads, 'head')}"))
+    start = time.monotonic()
     outputs = passes.measure_heads(progress.begin(len(examples)))
+    seconds = time.monotonic() - start
     action = parse_action(request, site, outputs)
     sets = [control_sets(outputs.norms, heads, request.n_controls, request.seed) for heads in targets]
     rows = {heads: row for row, heads in enumerate(dict.fromkeys([*targets, *(c for drawn in sets for c in drawn)]))}
     variants = [Variant(tuple(Edit(layer, head, action) for layer, head in heads)) for heads in rows]
-    on_event(Stage(f"{action.name}: {plural(len(targets), 'intervention')}, {len(rows)} with controls"))
+    share = sum(1 - variant.first_layer / site.n_layers for variant in variants)  # passes start at their first layer
+    n_passes = 1 + (2 + min(N_EXACT, len(rows)) if request.estimate else share)
+    on_event(
+        Stage(
+            f"{action.name}: {plural(len(targets), 'intervention')}, {len(rows)} with controls; as much as "
+            f"{n_passes:,.0f} passes over {plural(len(examples), 'example')}, about {format_seconds(n_passes * seconds)}"
+        )
+    )
+    if request.only_plan:
+        return None
     if request.estimate:
         effects = passes.estimate(variants, progress.begin(len(examples)), seed=request.seed)
     else:
@@ -207,9 +253,18 @@ def intervene(
         i if unit is None else example.example.columns.get(unit) for i, example in enumerate(examples)
     ]
     evidence = weigh(
-        effects, [rows[heads] for heads in targets], [[rows[c] for c in drawn] for drawn in sets], units, request.seed
+        effects,
+        [rows[heads] for heads in targets],
+        [[rows[c] for c in drawn] for drawn in sets],
+        units,
+        is_distance=passes.measure.order == 2,
+        seed=request.seed,
     )
     own = effects[[rows[heads] for heads in targets]]
+    tokens = None
+    if passes.measure.by_token:
+        best = int(np.argmax(np.abs(evidence.effect - np.nan_to_num(evidence.control))))
+        tokens = _changed_tokens(passes, variants[rows[targets[best]]])
     left_out = defaultdict(int, {"not encoded": len(skipped)} if skipped else {})
     for i in np.flatnonzero(~np.isfinite(own).all(axis=0)):
         reason = "nothing to measure"
@@ -222,7 +277,32 @@ def intervene(
         site, action.name, passes.measure.name, passes.measure.meaning, targets, own, evidence,
         [example.example.id for example in examples], unit or "example", min((len(s) for s in sets), default=0),
         dict(left_out), request.estimate, agreement, tuple(filter(None, [batch_check.note(type(loaded.model).__name__)])),
+        loaded.identity.to_dict(), request.seed, tokens,
     )  # fmt: skip
+
+
+def _changed_tokens(passes: Passes, variant: Variant) -> pd.DataFrame:
+    """Return the `N_TOKENS` tokens whose loss a variant raises most."""
+    changes = [
+        (float(change), index, position)
+        for index, of_example in passes.token_changes(variant)
+        for position, change in enumerate(of_example.tolist())
+    ]
+    largest = sorted(changes, key=lambda entry: (-entry[0], *entry[1:]))[:N_TOKENS]
+    rows: list[dict[str, Any]] = []
+    for change, index, position in largest:
+        example = passes.examples[index]
+        tokens = example.source if example.target is None else example.target
+        rows.append(
+            {
+                "example": index,
+                "id": example.example.id,
+                "position": position,
+                "token": tokens.text[position],
+                "change": change,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _find_donors(examples: Sequence[EncodedExample], request: Request) -> dict[int, int]:

@@ -41,6 +41,9 @@ class Measure(ABC):
     order: ClassVar[int] = 1
     """1 if the effect grows with a small change, 2 if it grows with its square, as a distance does."""
 
+    by_token: ClassVar[bool] = False
+    """True if a reading has a number for each token whose mean is the effect; the last ones of a sequence."""
+
     def prepare(self, inputs: ModelInputs, examples: Sequence[EncodedExample], indices: Sequence[int]) -> ModelInputs:
         """Return the inputs that the model runs on."""
         return inputs
@@ -68,6 +71,7 @@ class NextTokenLoss(Measure):
     """Change of the loss on the next token, in nats: mean over the predicted tokens of an example."""
 
     name: ClassVar[str] = "loss"
+    by_token: ClassVar[bool] = True
     meaning: ClassVar[str] = "change of the next-token loss, nats per token"
 
     def read(self, output: Any, inputs: ModelInputs) -> Float[Tensor, "batch predicted"]:
@@ -93,6 +97,7 @@ class MaskedLoss(Measure):
     mask_id: int
     seed: int = 0
     name: ClassVar[str] = "masked-loss"
+    by_token: ClassVar[bool] = True
     meaning: ClassVar[str] = f"change of the loss on masked tokens ({MASKED_SHARE:.0%} of each text), nats per token"
 
     def prepare(self, inputs: ModelInputs, examples: Sequence[EncodedExample], indices: Sequence[int]) -> ModelInputs:
@@ -130,8 +135,8 @@ class Divergence(Measure):
     order: ClassVar[int] = 2
     meaning: ClassVar[str] = "KL divergence of the prediction from that without the intervention, nats per token"
 
-    def read(self, output: Any, inputs: ModelInputs) -> Float[Tensor, "batch token vocabulary"]:
-        """Return the logarithm of every probability."""
+    def read(self, output: Any, inputs: ModelInputs) -> Float[Tensor, "batch *token vocabulary"]:
+        """Return the logarithm of every probability; of a classifier that of each label."""
         return torch.log_softmax(output.logits.float(), dim=-1)
 
     def effect(self, before: Tensor, after: Tensor, inputs: ModelInputs) -> Float[Tensor, "batch"]:

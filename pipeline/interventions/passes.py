@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -125,6 +125,32 @@ class Passes:
                     start += len(group)
         return effects
 
+    def token_changes(self, variant: Variant) -> Iterator[tuple[int, Float[np.ndarray, "token"]]]:
+        """Yield the change of the measure at each token of each example, by the index of the example.
+
+        The loss of a token stands at its own position; the first token has none. Nothing is yielded if the measure has no
+        number for single tokens.
+        """
+        layers, prefix = LayerIndex(self.sites, self.site.name), Prefix(self.model, self.sites, self.site.name)
+        with torch.no_grad():
+            for indices in self._batches(self._usable([variant])):
+                inputs, context, before = self._without(indices, layers, prefix, [variant])
+                if not self.measure.by_token:
+                    return
+                with (
+                    capturing(self.model, Editor(layers, context, [variant])),
+                    prefix.starting_at(variant.first_layer, 1),
+                ):
+                    after = self.measure.read(run_model(self.model, inputs.arguments), inputs)
+                changes = (after - before).float().cpu().numpy()
+                n_tokens = inputs.arguments["decoder_input_ids" if self._is_two_sided(inputs) else "input_ids"].shape[1]
+                for row, index in enumerate(indices):
+                    tokens = self.examples[index].target if self._is_two_sided(inputs) else self.examples[index].source
+                    assert tokens is not None
+                    padded = np.zeros(n_tokens, np.float32)
+                    padded[n_tokens - changes.shape[1] :] = changes[row]
+                    yield index, padded[: len(tokens)]
+
     def estimate(
         self, variants: Sequence[Variant], on_batch: OnBatch = lambda n_examples, n_variants: None, *, seed: int = 0
     ) -> Float64[np.ndarray, "variant example"]:
@@ -208,12 +234,10 @@ class Passes:
     ) -> Float64[np.ndarray, "variant example"]:
         """Run some variants of a batch in one forward pass."""
         n, first_layer = len(variants), min(variant.first_layer for variant in variants)
-        arguments = {name: tensor.repeat(n, *[1] * (tensor.dim() - 1)) for name, tensor in inputs.arguments.items()}
-        labels = None if inputs.labels is None else inputs.labels.repeat(n, 1)
-        together = replace(inputs, arguments=arguments, labels=labels)
+        together = inputs.repeat(n)
         start = nullcontext() if prefix is None else prefix.starting_at(first_layer, n)
         with capturing(self.model, Editor(layers, context, variants)), start:
-            after = self.measure.read(run_model(self.model, arguments), together)
+            after = self.measure.read(run_model(self.model, together.arguments), together)
         before = before.repeat(n, *[1] * (before.dim() - 1))
         return self.measure.effect(before, after, together).view(n, -1).double().cpu().numpy()
 
@@ -227,6 +251,10 @@ class Passes:
         sides = [self.examples[i].source if sequence == "source" else self.examples[i].target for i in indices]
         lengths = torch.tensor([0 if side is None else len(side) for side in sides], device=special.device)
         return BatchContext(indices, position_class, lengths, own, donor, self._edges_of(indices, special.shape[1]))
+
+    @staticmethod
+    def _is_two_sided(inputs: ModelInputs) -> bool:
+        return "decoder_input_ids" in inputs.arguments
 
     def _edges_of(self, indices: Sequence[int], n_queries: int) -> Bool[Tensor, "batch query key"] | None:
         if self.edges is None:

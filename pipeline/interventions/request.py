@@ -71,6 +71,7 @@ class Request:
     pair: str = "pair"
     """Column with the same value in both members of a pair, for the actions that patch."""
     seed: int = 0
+    only_plan: bool = False
 
 
 def parse_heads(text: str, site: Site, *, together: bool) -> list[Heads]:

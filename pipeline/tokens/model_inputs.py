@@ -35,6 +35,18 @@ class ModelInputs:
     labels: Int64[Tensor, "batch token"] | None = None
     """Ids of masked tokens, -100 elsewhere; None if none are masked."""
 
+    def repeat(self, n: int) -> ModelInputs:
+        """Return the inputs of the same examples, `n` times one after the other."""
+
+        def repeat(tensor: Tensor) -> Tensor:
+            return tensor.repeat(n, *[1] * (tensor.dim() - 1))
+
+        return ModelInputs(
+            {name: repeat(tensor) for name, tensor in self.arguments.items()},
+            {name: repeat(tensor) for name, tensor in self.special.items()},
+            None if self.labels is None else repeat(self.labels),
+        )
+
 
 class InputBuilder:
     """Builds the inputs of one model."""

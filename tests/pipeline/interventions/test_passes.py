@@ -12,9 +12,7 @@ import transformers
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from headatlas.pipeline.capture.eager import find_sites
 from headatlas.pipeline.capture.sites import run_model
-from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample, TokenSequence
 from headatlas.pipeline.interventions import passes as module
 from headatlas.pipeline.interventions.actions import (
     Action,
@@ -33,43 +31,6 @@ from headatlas.pipeline.interventions.actions import (
 from headatlas.pipeline.interventions.measures import Divergence, EmbeddingChange, NextTokenLoss
 from headatlas.pipeline.interventions.passes import Passes
 from headatlas.pipeline.models.attention_implementation import implementation
-from headatlas.pipeline.tokens.batch_plan import BatchLimits
-from headatlas.pipeline.tokens.model_inputs import InputBuilder
-from headatlas.store.schema.token_table import TokenFlag
-
-
-def sequence(ids: list[int]) -> TokenSequence:
-    n = len(ids)
-    zeros = np.zeros(n, np.int32)
-    flags = np.zeros(n, np.uint8)
-    flags[0] = int(TokenFlag.SPECIAL)
-    return TokenSequence(np.array(ids, np.int32), zeros, zeros, zeros, flags, ("x",) * n, ("x",) * n)
-
-
-def make_passes(model, measure, lengths=(7, 5, 7, 4), site=None, max_tokens=4096) -> Passes:
-    generator = torch.Generator().manual_seed(3)
-    two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
-    vocabulary = model.config.get_text_config().vocab_size
-    examples = []
-    for i, n in enumerate(lengths):
-        ids = torch.randint(5, min(60, vocabulary), (n,), generator=generator).tolist()
-        target = torch.randint(5, min(60, vocabulary), (n - 1,), generator=generator).tolist()
-        examples.append(
-            EncodedExample(CorpusExample(str(i), "x"), sequence(ids), sequence(target) if two_sided else None)
-        )
-    builder = InputBuilder(model, None)
-    sites = find_sites(model, builder.build_probe(examples[0]))
-    return Passes(
-        model,
-        sites,
-        sites.site(site) if site else sites.sites[0],
-        builder,
-        examples,
-        BatchLimits(max_tokens=max_tokens),
-        measure,
-        donors={0: 2, 2: 0},
-    )
-
 
 SHAPES = {"bert": None, "gpt2": None, "llama": None, "gemma3": None, "t5": "cross"}
 SLOW = "slow_reference"
@@ -185,7 +146,7 @@ def edges_of(passes: Passes) -> Callable[[int], np.ndarray]:
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", SHAPES)
-def test_an_action_equals_a_slow_computation(model_of, name, change):
+def test_an_action_equals_a_slow_computation(make_passes, model_of, name, change):
     passes = make_passes(
         build(name, model_of), EmbeddingChange() if name == "bert" else NextTokenLoss(), site=SHAPES[name]
     )
@@ -202,7 +163,7 @@ def test_an_action_equals_a_slow_computation(model_of, name, change):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_patching_equals_a_slow_computation(model_of, name):
+def test_patching_equals_a_slow_computation(make_passes, model_of, name):
     """The output and the attention of the other example, read by a pass of its own."""
     passes = make_passes(
         build(name, model_of), EmbeddingChange() if name == "bert" else NextTokenLoss(), site=SHAPES[name]
@@ -228,7 +189,7 @@ def test_patching_equals_a_slow_computation(model_of, name):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_passes_that_start_at_a_layer_equal_whole_passes(model_of, name):
+def test_passes_that_start_at_a_layer_equal_whole_passes(make_passes, model_of, name):
     passes = make_passes(
         build(name, model_of), EmbeddingChange() if name == "bert" else NextTokenLoss(), site=SHAPES[name]
     )
@@ -243,7 +204,7 @@ def test_passes_that_start_at_a_layer_equal_whole_passes(model_of, name):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_changing_nothing_changes_nothing(model_of, name):
+def test_changing_nothing_changes_nothing(make_passes, model_of, name):
     """Bit for bit: scaling by one, without and with the prefix of another pass."""
     passes = make_passes(
         build(name, model_of), EmbeddingChange() if name == "bert" else NextTokenLoss(), site=SHAPES[name]
@@ -254,7 +215,7 @@ def test_changing_nothing_changes_nothing(model_of, name):
             assert (passes.run([one], reuse_prefix=reuse) == 0).all()
 
 
-def test_a_batch_of_variants_that_needs_too_much_memory_is_halved(model_of, monkeypatch):
+def test_a_batch_of_variants_that_needs_too_much_memory_is_halved(make_passes, model_of, monkeypatch):
     passes = make_passes(build("gpt2", model_of), NextTokenLoss())
     variants = [Variant((Edit(layer, head, Zero()),)) for layer in range(passes.site.n_layers) for head in range(2)]
     expected, sizes, run = passes.run(variants), [], module.run_model
@@ -270,7 +231,7 @@ def test_a_batch_of_variants_that_needs_too_much_memory_is_halved(model_of, monk
     assert max(sizes) > 4
 
 
-def test_mean_is_the_mean_output_of_each_class(model_of):
+def test_mean_is_the_mean_output_of_each_class(make_passes, model_of):
     """All tokens of one class, by a loop over examples."""
     passes = make_passes(build("bert", model_of), EmbeddingChange())
     layer, head = 1, 1
@@ -295,7 +256,7 @@ def test_mean_is_the_mean_output_of_each_class(model_of):
 @pytest.mark.parametrize(
     ("name", "measure"), [("gpt2", NextTokenLoss()), ("llama", Divergence()), ("bert", EmbeddingChange())]
 )
-def test_the_estimate_is_the_limit_of_small_changes(model_of, name, measure):
+def test_the_estimate_is_the_limit_of_small_changes(make_passes, model_of, name, measure):
     """A change of a few per cent: first order of a loss, second order of a distance."""
     passes = make_passes(build(name, model_of), measure, lengths=(9,) * 12)
     heads = [(layer, head) for layer in range(passes.site.n_layers) for head in range(passes.site.n_heads)]

@@ -1,0 +1,259 @@
+"""`headatlas intervene` as a user runs it: a head set by hand, pairs, patterns of edges, stores, and wrong requests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+from headatlas.pipeline.commands.intervene import app
+from headatlas.pipeline.config import parse_config
+from headatlas.pipeline.interventions.intervene import intervene
+from headatlas.pipeline.interventions.kept_effects import keep_effects
+from headatlas.pipeline.interventions.request import Request
+from headatlas.pipeline.job.job_runner import run_job
+from headatlas.store import open_store
+from headatlas.store.errors import ConfigError, HeadAtlasError, UnsupportedModelError
+from headatlas.store.writing.verification import verify_store
+from tools.handmade_gpt2 import D_HEAD, INDUCTION, N_TOKENS, PREVIOUS, WIDTH, repeated_tokens, save_handmade_gpt2
+
+
+@pytest.fixture(scope="module")
+def handmade_job(tmp_path_factory):
+    """GPT-2 whose induction head also writes: it predicts the token that followed the last time."""
+    folder = tmp_path_factory.mktemp("handmade")
+    save_handmade_gpt2(folder / "model")
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder / "model")
+    layer, head = INDUCTION
+    columns = slice(head * D_HEAD, (head + 1) * D_HEAD)
+    with torch.no_grad():
+        attention = model.transformer.h[layer].attn
+        value = torch.zeros(WIDTH, D_HEAD)
+        value[torch.arange(N_TOKENS), torch.arange(N_TOKENS)] = 1
+        attention.c_attn.weight[:, 2 * WIDTH + columns.start : 2 * WIDTH + columns.stop] = value
+        attention.c_proj.weight[columns] = 0
+        attention.c_proj.weight[columns.start + torch.arange(N_TOKENS), torch.arange(N_TOKENS)] = 0.5
+    model.save_pretrained(folder / "model")
+    texts = [" ".join(f"w{i}" for i in ids) for ids in repeated_tokens(12, np.arange(1, N_TOKENS))]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return {
+        "model": {"source": str(folder / "model"), "local_only": True},
+        "corpus": {"kind": "jsonl", "path": str(folder / "texts.jsonl")},
+        "store": {"path": str(folder / "store")},
+        "run": {"threads": 1},
+    }
+
+
+def test_a_head_set_by_hand_matters_where_it_predicts(handmade_job):
+    result = intervene(parse_config(handmade_job), Request(n_controls=6))
+    assert result is not None
+    assert result.measure == "loss"
+    # PREVIOUS serves it: without PREVIOUS it attends to wrong tokens. Both matter, and no random head.
+    table = result.table()
+    both = {INDUCTION, PREVIOUS}
+    assert {tuple(row) for row in table[["layer", "head"]].to_numpy()[:2].tolist()} == both
+    assert (table["effect"][:2] > 1).all()
+    assert {tuple(row) for row in table[table["matters"]][["layer", "head"]].to_numpy().tolist()} <= both
+    result = intervene(parse_config(handmade_job), Request(heads="{}.{}".format(*INDUCTION), n_controls=3))
+    assert result is not None
+    assert result.tokens is not None
+    lines = Path(handmade_job["corpus"]["path"]).read_text().splitlines()
+    texts = [json.loads(line)["text"].split() for line in lines]
+    for row in result.tokens.to_dict("records"):
+        words = ["<s>", *texts[row["example"]]]
+        before = words[row["position"] - 1]
+        assert words[row["position"]] == row["token"]
+        assert before in words[: row["position"] - 1]  # only where the token before was there earlier
+        assert row["change"] > 1
+
+
+def test_the_estimate_ranks_the_head_set_by_hand_first(handmade_job):
+    result = intervene(parse_config(handmade_job), Request(action="scale:0.9", n_controls=6, estimate=True))
+    assert result is not None
+    table = result.table()
+    assert {tuple(row) for row in table[["layer", "head"]].to_numpy()[:2].tolist()} == {INDUCTION, PREVIOUS}
+    assert result.agreement is not None
+    assert result.agreement > 0.9
+    assert any("Rank correlation" in line for line in result.remarks())
+
+
+def test_blocked_edges_matter_only_if_they_are_those_of_the_head(handmade_job):
+    """Without its edges the induction head predicts as if it were zero; without other edges nothing changes."""
+    config, head = parse_config(handmade_job), f"{INDUCTION[0]}.{INDUCTION[1]}"
+    zero = intervene(config, Request(heads=head, n_controls=3))
+    own = intervene(config, Request(action="block", edges="induction", heads=head, n_controls=3))
+    others = intervene(
+        config, Request(action="block", edges="key.position == query.position - 1", heads=head, n_controls=3)
+    )
+    assert zero is not None
+    assert own is not None
+    assert others is not None
+    assert own.evidence.effect[0] > 0.5 * zero.evidence.effect[0] > 0.5
+    assert abs(others.evidence.effect[0]) < 0.1 * own.evidence.effect[0]
+
+
+def test_heads_that_are_changed_together(handmade_job):
+    names = f"{INDUCTION[0]}.{INDUCTION[1]},{PREVIOUS[0]}.{PREVIOUS[1]}"
+    result = intervene(parse_config(handmade_job), Request(heads=names, together=True, n_controls=5))
+    assert result is not None
+    assert result.table()["heads"].tolist() == ["0.1,1.2"]
+    assert result.n_controls == 5
+
+
+@pytest.fixture
+def pair_job(folder_of, tmp_path):
+    """GPT-2 and pairs of equal length, one pair of different lengths, and one text alone."""
+    rows = [
+        {"text": f"the {noun} said that {pronoun} left", "pair": f"{noun}", "topic": i % 3}
+        for i, noun in enumerate(("nurse", "doctor", "dog", "cat", "tree", "home", "old"))
+        for pronoun in ("she", "he")
+    ]
+    rows += [
+        {"text": "the nurse left", "pair": "odd"},
+        {"text": "the nurse left home early", "pair": "odd"},
+        {"text": "a dog"},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "model": {"source": str(folder_of("gpt2"))},
+        "corpus": {"kind": "jsonl", "path": str(tmp_path / "pairs.jsonl")},
+        "store": {"path": str(tmp_path / "store")},
+        "run": {"threads": 1},
+    }
+
+
+def test_members_of_a_pair_are_patched_into_each_other(pair_job):
+    result = intervene(parse_config(pair_job), Request(action="patch", candidates=("she", "he"), n_controls=3))
+    assert result is not None
+    assert result.unit == "pair"
+    assert result.evidence.n_units == 7
+    assert result.left_out == {"no other example of the same pair and length": 3}
+    assert np.isnan(result.effects[:, 14:]).all()
+    assert np.isfinite(result.effects[:, :14]).all()
+    resampled = intervene(parse_config(pair_job), Request(action="resample", n_controls=3, unit="example"))
+    assert resampled is not None
+    assert resampled.left_out == {"no other example of the same length": 3}
+
+
+def test_the_command_prints_a_table_json_csv_and_files(pair_job, tmp_path):
+    job = tmp_path / "job.json"
+    arguments = [
+        _job_file(pair_job, tmp_path),
+        "--do",
+        "mean",
+        "--heads",
+        "0.1,1.0",
+        "--controls",
+        "3",
+        "--unit",
+        "example",
+    ]
+    runner = CliRunner()
+    shown = runner.invoke(app, arguments, catch_exceptions=False)
+    assert shown.exit_code == 0
+    assert "0.1" in shown.stdout
+    assert "nats per token" in " ".join(shown.stdout.split())
+    document = json.loads(runner.invoke(app, [*arguments, "--json", "--out", str(tmp_path / "e.parquet")]).stdout)
+    assert document["intervention"]["unit"] == "example"
+    assert {(row["layer"], row["head"]) for row in document["heads"]} == {(0, 1), (1, 0)}
+    effects = pd.read_parquet(tmp_path / "e.parquet")
+    assert len(effects) == 2 * 17
+    job.write_text(json.dumps(document))
+    again = runner.invoke(app, [arguments[0], "--heads", str(job), "--controls", "3", "--csv", "--quiet"])
+    assert len(again.stdout.splitlines()) == 3
+    planned = runner.invoke(app, [*arguments, "--plan"])
+    assert planned.exit_code == 0
+    assert "passes" in planned.stderr
+    assert planned.stdout == ""
+
+
+def _job_file(document: dict, folder) -> str:
+    path = folder / "job.toml"
+    lines = []
+    for section, settings in document.items():
+        lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def test_effects_are_kept_in_the_store_of_the_job(pair_job):
+    config = parse_config(pair_job)
+    run_job(config)
+    result = intervene(config, Request(n_controls=3))
+    assert result is not None
+    keep_effects(result, config, "zero_loss")
+    store = open_store(config.store.path)
+    values = store.statistics()["zero_loss"]
+    np.testing.assert_allclose(values.to_numpy(), result.head_effects(), atol=1e-6)
+    assert verify_store(config.store.path, full=True).is_sound
+    with pytest.raises(ConfigError, match="choose another name"):
+        keep_effects(result, config, "zero_loss")
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(action="delete"), r"expected zero, mean"),
+        (Request(action="scale:x"), r"expected zero, mean"),
+        (Request(action="dimensions:900:0"), r"dimensions 0 to"),
+        (Request(action="block"), r"add --edges PATTERN"),
+        (Request(action="zero", edges="induction"), r"expected block"),
+        (Request(action="block", edges="key.upso == 1"), r"upso"),
+        (Request(heads="1"), r"expected LAYER\.HEAD"),
+        (Request(heads="9.0"), r"has no head 9\.0"),
+        (Request(heads="0.1,0.1"), r"names a head twice"),
+        (Request(heads=","), r"names no head"),
+        (Request(heads="missing.json"), r"cannot be read"),
+        (Request(measure="speed"), r"expected loss"),
+        (Request(measure="masked-loss"), r"needs a masked language model"),
+        (Request(measure="embedding"), r"without an output head"),
+        (Request(candidates=("she",)), r"expected two"),
+        (Request(candidates=("she", "unheardof")), r"single token"),
+        (Request(label="good"), r"needs a classifier"),
+        (Request(site="encoder"), r"has decoder"),
+        (Request(unit="chapter"), r"a column of the corpus: pair, topic"),
+        (Request(action="patch", pair="chapter"), r"name the column of the pairs"),
+    ],
+)
+def test_a_wrong_request_says_what_to_do(pair_job, request_, message):
+    with pytest.raises(HeadAtlasError, match=message):
+        intervene(parse_config(pair_job), request_)
+
+
+def test_masked_models_and_classifiers_have_their_own_measures(tmp_path, tiny_job, tiny_folder):
+    """The measure follows the head that the model was saved with."""
+    config = transformers.AutoConfig.from_pretrained(tiny_folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
+    torch.manual_seed(0)
+    for kind, measure in (
+        ("BertForMaskedLM", "masked-loss"),
+        ("BertForSequenceClassification", "kl"),
+        ("BertModel", "embedding"),
+    ):
+        folder = tmp_path / kind
+        getattr(transformers, kind)(config).save_pretrained(folder)
+        tokenizer.mask_token = "[UNK]"
+        tokenizer.save_pretrained(folder)
+        result = intervene(parse_config({**tiny_job, "model": {"source": str(folder)}}), Request(n_controls=3))
+        assert result is not None
+        assert result.measure == measure
+        assert np.isfinite(result.evidence.effect).all()
+    labelled = parse_config({**tiny_job, "model": {"source": str(tmp_path / "BertForSequenceClassification")}})
+    result = intervene(labelled, Request(label="LABEL_1", n_controls=3))
+    assert result is not None
+    assert result.measure == "label"
+
+
+def test_models_outside_the_interface_are_refused(tmp_path, tiny_job, tiny_folder, model_of):
+    model_of("deberta").save_pretrained(tmp_path / "deberta")
+    transformers.AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "deberta")
+    with pytest.raises(
+        UnsupportedModelError, match=r"only be changed in models that call transformers' attention interface"
+    ):
+        intervene(parse_config({**tiny_job, "model": {"source": str(tmp_path / "deberta")}}), Request())
