@@ -113,7 +113,7 @@ def measure_model(name: str, n_examples: int, repeats: int) -> list[Row]:
     }
     timings = interleave({way: keep(way, work) for way, work in ways.items()}, [0], repeats)
     difference = float(np.abs(results["sweep"] - results["batched loop"]).max())
-    correlation = float(np.corrcoef(*(rank(results[way].mean(axis=1)) for way in ("sweep", "estimate")))[0, 1])
+    correlation = float(np.corrcoef(rank(results["sweep"].mean(axis=1)), rank(results["estimate"].mean(axis=1)))[0, 1])
     text = f"{len(passes.examples)} sentences, {len(variants)} heads"
     rows = []
     for way, beside in (("sweep", "batched loop"), ("sweep", "loop"), ("estimate", "sweep")):

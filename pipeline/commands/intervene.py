@@ -14,7 +14,7 @@ from .run import ConfigArgument, MaxOption, SampleOption, SetOption, load
 
 if TYPE_CHECKING:
     from ..config import JobConfig
-    from ..interventions.intervene import Intervention
+    from ..interventions.head_effects import Intervention
     from ..interventions.request import Request
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -142,7 +142,7 @@ def _intervene(job: JobConfig, request: Request, *, quiet: bool) -> Intervention
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..interventions.intervene import intervene as run
+    from ..interventions.head_effects import intervene as run
     from ..progress import Event, describe
 
     console = Console(stderr=True, quiet=quiet)

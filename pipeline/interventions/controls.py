@@ -129,11 +129,11 @@ def unit_means(
     effects: Float64[np.ndarray, "variant example"], units: Sequence[Hashable]
 ) -> Float64[np.ndarray, "variant unit"]:
     """Average the examples of each unit. Examples without a value in any row are left out, and units without examples."""
-    present = np.isfinite(effects).all(axis=0)
+    present: Bool[np.ndarray, "example"] = np.asarray(np.isfinite(effects).all(axis=0))
     numbers: dict[Hashable, int] = {}
     unit = np.array([numbers.setdefault(u, len(numbers)) for u, p in zip(units, present, strict=True) if p], np.int64)
     sums = np.zeros((len(effects), len(numbers)))
-    np.add.at(sums, (slice(None), unit), effects[:, present])
+    np.add.at(sums.T, unit, effects[:, present].T)
     return sums / np.bincount(unit, minlength=len(numbers))
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from headatlas.store.errors import ConfigError
 from headatlas.store.store import Store, open_store
 
-from .intervene import Intervention
+from .head_effects import Intervention
 
 if TYPE_CHECKING:
     from ..config import JobConfig

@@ -288,6 +288,6 @@ def mask_id_of(tokenizer: PreTrainedTokenizerBase | None) -> int:
         The tokenizer has none.
     """
     mask_id = None if tokenizer is None else tokenizer.mask_token_id
-    if mask_id is None:
+    if not isinstance(mask_id, int):
         raise ConfigError("the model's tokenizer has no mask token; expected a masked language model")
-    return int(mask_id)
+    return mask_id

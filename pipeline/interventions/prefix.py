@@ -8,7 +8,7 @@ output head need no knowledge of the architecture.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ class Prefix:
                 del self._blocks[name].forward  # the method of the class shows again
 
 
-def _block_name(module: str, modules: dict[str, nn.Module]) -> str:
+def _block_name(module: str, modules: Mapping[str, nn.Module]) -> str:
     """Return the name of the outermost element of a `ModuleList` that holds a module; empty if there is none."""
     for match in re.finditer(r"\.\d+(?=\.|$)", module):
         if isinstance(modules.get(module[: match.start()]), nn.ModuleList):

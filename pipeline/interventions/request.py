@@ -29,7 +29,7 @@ from .measures import (
 from .passes import HeadOutputs
 
 if TYPE_CHECKING:
-    from headatlas.pipeline.models.sources import LoadedModel
+    from ..models.sources import LoadedModel
 
 ACTIONS = (
     "zero",

@@ -1,4 +1,4 @@
-"""`intervene`: interventions on heads over a corpus, with control heads beside them."""
+"""`intervene`: effects of interventions on heads over a corpus, with control heads beside them."""
 
 from __future__ import annotations
 
@@ -204,12 +204,13 @@ def intervene(
         raise UnsupportedModelError(
             f"{sites.why_eager} Heads can only be changed in models that call transformers' attention interface."
         )
-    names = [site.name for site in sites.sites]
-    site_name = next((name for name in names if name == request.site), names[0] if request.site is None else None)
-    if site_name is None:
-        raise ConfigError(f"--site is {request.site!r}; {type(loaded.model).__name__} has {', '.join(names)}")
+    site = sites.sites[0]
+    if request.site is not None:
+        site = next((row for row in sites.sites if row.name == request.site), None)
+    if site is None:
+        names = ", ".join(row.name for row in sites.sites)
+        raise ConfigError(f"--site is {request.site!r}; {type(loaded.model).__name__} has {names}")
     batch_check = check_batches(loaded.model, sites, builder, examples, max(2, config.run.limits.max_tokens // 2))
-    site = sites.site(site_name)
     donors = _find_donors(examples, request) if request.action in ("patch", "patch-attention", "resample") else None
     passes = Passes(
         loaded.model, sites, site, builder, examples, batch_check.limits(config.run.limits), parse_measure(request, loaded),
@@ -336,7 +337,7 @@ def _edges_of(
     segment = MemorySegment(spec, segment_tables(examples, spec.sequences), {})
     pattern = Pattern.parse(expression)
     tables = [segment.tokens(name) for name in (site.query_sequence, site.key_sequence)]
-    vocabulary = Vocabulary.of(*([table] for table in tables), [segment.columns()])
+    vocabulary = Vocabulary.of([tables[0]], [tables[1]], [segment.columns()])
     pattern.check(vocabulary)
     matcher = segment_matcher(segment, site, pattern, vocabulary)
     starts = [table.token_offset for table in tables]

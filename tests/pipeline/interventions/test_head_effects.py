@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from headatlas.pipeline.commands.intervene import app
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.interventions.intervene import intervene
+from headatlas.pipeline.interventions.head_effects import intervene
 from headatlas.pipeline.interventions.kept_effects import keep_effects
 from headatlas.pipeline.interventions.request import Request
 from headatlas.pipeline.job.job_runner import run_job
