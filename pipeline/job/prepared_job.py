@@ -160,7 +160,9 @@ def prepare_job(
     if loaded is None:
         bytes_before = resident_bytes()
         on_event(Stage(f"reading model {config.model.source}"))
-        loaded = load_configured(config.model, images=config.corpus.kind == "images")
+        loaded = load_configured(
+            config.model, lm_head=config.generate.max_new_tokens > 0, images=config.corpus.kind == "images"
+        )
         if loaded.model.device.type == "cpu":
             resident_model_bytes = min(model_shape(loaded).weight_bytes, max(0, resident_bytes() - bytes_before))
     for note in loaded.notes:
@@ -191,6 +193,7 @@ def prepare_job(
         for group in groups or [Group(0, 0, [first_index])]:
             rows = [i for i in group.indices if i not in skipped]
             continue_prompts(config.encoding, loaded, placed_examples, rows, on_event)
+        loaded = replace(loaded, generator=None)  # frees the head
 
     inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     first = placed_examples[first_index]
