@@ -36,12 +36,12 @@ from ..progress import (
 from ..reduce import kernel
 from ..reduce.reduction import Reduction, choose_reduction
 from ..reduce.torch_reduction import TorchReduction
+from ..resources.job_projection import expected_bytes
 from ..tokens.batch_plan import WHOLE, SegmentSpec, Share
 from ..tokens.segment_tables import segment_tables
 from .deferred_statistics import add_deferred
 from .prepared_job import Job, count_tokens, prepare_job
 from .repair import find_repairs
-from .resources import expected_bytes
 from .segment_computation import ComputedSegment, compute_segment
 
 

@@ -28,6 +28,8 @@ from headatlas.store.writing.extension import check_extension
 from ..config import JobConfig
 from ..corpora.examples import EncodedExample
 from ..progress import Event, Stage
+from ..resources.job_projection import ModelShape
+from ..resources.machine import describe_accelerator, resident_bytes
 from ..tokens.batch_plan import BatchLimits, SegmentSpec, plan_segments
 from ..tokens.corpus_encoding import (
     Corpus,
@@ -39,8 +41,6 @@ from ..tokens.corpus_encoding import (
 )
 from .deferred_statistics import check_deferred
 from .extension import Group, check_plan, select_examples
-from .process_memory import resident_bytes
-from .resources import ModelShape
 
 if TYPE_CHECKING:
     from ..capture.sites import ModelSites
@@ -308,6 +308,7 @@ def _describe_identity(config: JobConfig, loaded: LoadedModel, corpus: Corpus) -
 
 def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
     """Describe the rest of the provenance: unreadable records, libraries and machine."""
+    accelerator = describe_accelerator(job.loaded.model.device)
     return {
         "quarantined": [
             {"line": record.line, "reason": record.reason} | ({} if record.file is None else {"file": record.file})
@@ -317,6 +318,7 @@ def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
         "renamed": corpus.renamed.model_dump(mode="json", exclude_defaults=True),
         "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         "device": str(job.loaded.model.device),
+        **({"accelerator": accelerator} if accelerator else {}),
         "machine": {"system": platform.system(), "processor": platform.machine(), "processors": os.cpu_count()},
         "capture": job.spec.capture,
     }
