@@ -8,20 +8,24 @@ the same code.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from headatlas.store.errors import BudgetError
+import numpy as np
+
+from headatlas.store.errors import BudgetError, UnsupportedModelError
 from headatlas.store.files.drafts import check_free_space
 from headatlas.store.files.manifest import SegmentEntry, Skipped, left_out_of, read_manifest
 from headatlas.store.schema.omissions import Omissions
 from headatlas.store.writing.extension import extend_store
 from headatlas.store.writing.store_writer import Replacement, StoreWriter
 
+from ..calls.out_of_memory import is_out_of_memory, release_memory
 from ..calls.segment_buffers import BufferPool
 from ..capture.collector import TraceCollector
 from ..capture.kernel_agreement import check_agreement
 from ..checks.eager_check import check_eager
+from ..checks.long_rows import check_long_rows, most_long_tokens
 from ..checks.selfcheck import check_capture, choose_examples, most_checked_tokens
 from ..config import JobConfig
 from ..progress import (
@@ -38,6 +42,7 @@ from ..reduce.reduction import Reduction, choose_reduction
 from ..reduce.torch_reduction import TorchReduction
 from ..resources.job_projection import expected_bytes
 from ..tokens.batch_plan import WHOLE, SegmentSpec, Share
+from ..tokens.model_inputs import ModelInputs
 from ..tokens.segment_tables import segment_tables
 from .deferred_statistics import add_deferred
 from .prepared_job import Job, count_tokens, prepare_job
@@ -224,27 +229,76 @@ def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tup
         if is_eager:
             on_event(Stage("capturing in eager mode, with torch operations; query and key are not available"))
             return torch_reduction, "eager mode, torch operations"
-        reduction = choose_reduction(spec.keep, spec.statistics, model.device, spec.capture)
-        if isinstance(reduction, TorchReduction):
-            unused = f"torch operations: no kernel on {model.device.type} computes what this job keeps"
-            on_event(Stage(f"capturing with {unused if kernel.available() else kernel.explain()}"))
-            return torch_reduction, "torch operations"
-        agreement = check_agreement(model, job.sites, spec, inputs, lengths, reduction)
-        if reduction.problem is not None:
-            on_event(Stage(_without_kernel(reduction)))
-            return torch_reduction, _without_kernel(reduction)
-        if agreement.difference:
-            on_event(
-                Stage(
-                    f"capturing with torch operations: the {reduction.name} differs from them ({agreement.difference})"
-                )
+        reduction, served_by = _choose_reduction(job, inputs, lengths, on_event)
+        n_checked = max(max(counts) for counts in lengths.values())
+        difference = _long_rows_difference(job, segments, n_checked, reduction)
+        if difference is not None and reduction is not torch_reduction:
+            served_by = (
+                f"torch operations, because the {reduction.name} differs from a direct computation ({difference})"
             )
-            return torch_reduction, "torch operations"
-        share = f"{reduction.n_fused} of {reduction.n_fused + reduction.n_torch} layers"
-        served_by = f"{reduction.name}, {share}" if reduction.n_fused else "torch operations"
-        on_event(Stage(f"capturing with {'the ' if reduction.n_fused else ''}{served_by}"))
+            on_event(Stage(f"capturing with {served_by}"))
+            reduction, difference = (
+                torch_reduction,
+                _long_rows_difference(job, segments, n_checked, torch_reduction),
+            )
+        if difference is not None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: captured attention differs from a direct computation ({difference}). "
+                "This model cannot be captured with so long texts; set tokens.max_tokens. Please report it."
+            )
         return reduction, served_by
     return torch_reduction, "torch operations"
+
+
+def _choose_reduction(
+    job: Job, inputs: ModelInputs, lengths: Mapping[str, Sequence[int]], on_event: Listener
+) -> tuple[Reduction, str]:
+    """Return the kernel of this device if it agrees with torch operations, else these, and a name for the provenance."""
+    spec, model = job.spec, job.loaded.model
+    torch_reduction = TorchReduction(spec.keep, spec.statistics)
+    reduction = choose_reduction(spec.keep, spec.statistics, model.device, spec.capture)
+    if isinstance(reduction, TorchReduction):
+        unused = f"torch operations: no kernel on {model.device.type} computes what this job keeps"
+        on_event(Stage(f"capturing with {unused if kernel.available() else kernel.explain()}"))
+        return torch_reduction, "torch operations"
+    agreement = check_agreement(model, job.sites, spec, inputs, lengths, reduction)
+    if reduction.problem is not None:
+        on_event(Stage(_without_kernel(reduction)))
+        return torch_reduction, _without_kernel(reduction)
+    if agreement.difference:
+        on_event(
+            Stage(f"capturing with torch operations: the {reduction.name} differs from them ({agreement.difference})")
+        )
+        return torch_reduction, "torch operations"
+    share = f"{reduction.n_fused} of {reduction.n_fused + reduction.n_torch} layers"
+    served_by = f"{reduction.name}, {share}" if reduction.n_fused else "torch operations"
+    on_event(Stage(f"capturing with {'the ' if reduction.n_fused else ''}{served_by}"))
+    return reduction, served_by
+
+
+def _long_rows_difference(
+    job: Job, segments: Sequence[SegmentSpec], n_checked: int, reduction: Reduction
+) -> str | None:
+    """Check rows of the longest example, if it has more than the `n_checked` tokens that were checked before.
+
+    If memory runs out, half as many tokens are checked.
+    """
+    examples = [example for segment in segments for example in job.examples[segment.examples]]
+    total = np.max(np.stack(list(count_tokens(examples, job.spec).values())), axis=0)
+    longest, n_tokens = examples[int(total.argmax())], min(int(total.max()), most_long_tokens(job.spec))
+    while n_tokens > n_checked:
+        example = longest.beginning(n_tokens)
+        lengths = {name: int(counts[0]) for name, counts in count_tokens([example], job.spec).items()}
+        try:
+            return check_long_rows(
+                job.loaded.model, job.sites, job.spec, job.inputs.build([example]), lengths, reduction
+            )
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+        release_memory(job.loaded.model.device)
+        n_tokens //= 2
+    return None
 
 
 def _without_kernel(reduction: Reduction) -> str:
