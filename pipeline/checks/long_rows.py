@@ -9,7 +9,7 @@ computed again in float64, from the query, key and mask of the call. The forward
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,22 +22,24 @@ from headatlas.store.schema.layer_masks import LayerMask
 from headatlas.store.schema.traces import Site, TraceSpec
 
 from ..calls.attention_hook import AttentionCall, capturing
-from ..calls.batch import Batch, mask_of_run
+from ..calls.batch import mask_of_run
 from ..calls.mask_rules import visible_keys
 from ..calls.segment_buffers import SegmentBuffers, SiteArrays, SitePlacement
+from ..capture.collector import TraceCollector
 from ..capture.kernel_agreement import MOST_CODES_OFF, TOLERANCES
 from ..capture.sites import CallSequence, ModelSites, run_model, uniform_call
 from ..reduce.reduction import Reduction
 from ..tokens.model_inputs import ModelInputs
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 LAYER_BYTES = 256 << 20
 """Largest memory of the stored pairs of one layer, one byte each. Longer examples are truncated for the check."""
 
 
-class _AllChecked(Exception):
+class _AllReceived(Exception):
     """Raised to end the forward pass after the last layer that is checked."""
 
 
@@ -56,15 +58,29 @@ def check_long_rows(
     -------
     The first difference beyond rounding, or None.
     """
-    receiver = _RowChecker(sites, spec, inputs, dict(lengths), reduction)
+    chosen, layers = _one_layer_of_each_kind(sites)
+    chosen_spec = spec.model_copy(update={"sites": chosen.sites})
+    buffers = SegmentBuffers(chosen_spec, {name: np.array([n], np.int64) for name, n in lengths.items()})
+    collector = TraceCollector(chosen_spec, chosen, reduction)
+    receiver = _ChosenCalls(sites, chosen, layers, collector, buffers)
+    batch = collector.begin(buffers, [0], inputs.special)
     try:
         with capturing(model, receiver):
             run_model(model, inputs.arguments)
-    except _AllChecked:
-        pass
-    finally:
-        reduction.discard()
-    return receiver.difference
+    except _AllReceived:
+        collector.finish()
+    except BaseException:
+        collector.discard()
+        raise
+    if batch.failures:  # the job skips the example, with the reason
+        return None
+    for call, rows in zip(chosen.calls, receiver.rows, strict=True):
+        site = chosen.site(call.site)
+        placement, arrays = batch.placements[call.site], buffers.sites[call.site]
+        difference = _compare_rows(rows, spec, site, call.layer, placement, arrays)
+        if difference:
+            return f"{call.site} layer {site.layers[call.layer]}, {placement.n_keys[0]} tokens: {difference}"
+    return None
 
 
 def most_long_tokens(spec: TraceSpec) -> int:
@@ -72,61 +88,67 @@ def most_long_tokens(spec: TraceSpec) -> int:
     return int((LAYER_BYTES / max(site.n_heads for site in spec.sites)) ** 0.5)
 
 
-_Kind = tuple[str, LayerMask, float | None]
+def _one_layer_of_each_kind(sites: ModelSites) -> tuple[ModelSites, set[tuple[str, int]]]:
+    """Return the sites with the first layer of each mask and soft cap alone, and the site and index of these layers."""
+    layers: dict[tuple[str, LayerMask, float | None], tuple[str, int]] = {}
+    for call in sites.calls:
+        site = sites.site(call.site)
+        layers.setdefault((site.name, site.masks[call.layer], site.softcap[call.layer]), (site.name, call.layer))
+    chosen = set(layers.values())
+    indices = {site.name: [i for i in range(site.n_layers) if (site.name, i) in chosen] for site in sites.sites}
+    calls = [call for call in sites.calls if (call.site, call.layer) in chosen]
+    return (
+        replace(
+            sites,
+            sites=tuple(_with_layers(site, indices[site.name]) for site in sites.sites),
+            calls=tuple(replace(call, layer=indices[call.site].index(call.layer)) for call in calls),
+        ),
+        chosen,
+    )
 
 
-def _kind(site: Site, layer: int) -> _Kind:
-    return site.name, site.masks[layer], site.softcap[layer]
-
-
-class _RowChecker:
-    """Receiver that reduces one layer of each kind by itself and compares a few of its rows."""
-
-    def __init__(
-        self, sites: ModelSites, spec: TraceSpec, inputs: ModelInputs, lengths: dict[str, int], reduction: Reduction
-    ) -> None:
-        self.difference: str | None = None
-        self._sites, self._spec, self._special, self._reduction = sites, spec, inputs.special, reduction
-        self._lengths = {name: np.array([n], np.int64) for name, n in lengths.items()}
-        self._sequence = CallSequence(sites)
-        self._kinds = {_kind(site, layer) for site in sites.sites for layer in range(site.n_layers)}
-
-    def receive(self, call: AttentionCall) -> None:
-        """Check the call if no layer of its kind was checked before."""
-        site_call = self._sequence.next(call.module)
-        site, layer = self._sites.site(site_call.site), site_call.layer
-        if _kind(site, layer) in self._kinds:
-            self._kinds.discard(_kind(site, layer))
-            self.difference = self._compare(uniform_call(call, site), _single_layer(site, layer))
-        if self.difference is not None or not self._kinds:
-            raise _AllChecked
-
-    def _compare(self, call: AttentionCall, site: Site) -> str | None:
-        """Reduce one layer, and return the first difference."""
-        buffers = SegmentBuffers(self._spec.model_copy(update={"sites": (site,)}), self._lengths)
-        placement, arrays = buffers.place(site, [0]), buffers.sites[site.name]
-        batch = Batch({site.name: placement}, self._special)
-        self._reduction.reduce(call, site, 0, batch, arrays)
-        self._reduction.end_pass()
-        batch.settle()
-        expected = compute_rows(call, site, placement)
-        difference = _compare_rows(expected, self._spec, site, placement, arrays)
-        return difference and f"{site.name} layer {site.layers[0]}, {placement.n_keys[0]} tokens: {difference}"
-
-
-def _single_layer(site: Site, layer: int) -> Site:
-    """Return the site with one layer. A mask that follows no rule is read from the call."""
+def _with_layers(site: Site, indices: list[int]) -> Site:
+    """Return the site with some of its layers."""
     return site.model_copy(
         update={
-            "n_layers": 1,
-            "scaling": (site.scaling[layer],),
-            "softcap": (site.softcap[layer],),
-            "window": (site.window[layer],),
-            "chunk": (site.chunk[layer],) if site.chunk else (),
-            "stored_masks": (),
-            "layer_numbers": (site.layers[layer],),
+            "n_layers": len(indices),
+            "scaling": tuple(site.scaling[i] for i in indices),
+            "softcap": tuple(site.softcap[i] for i in indices),
+            "window": tuple(site.window[i] for i in indices),
+            "chunk": tuple(site.chunk[i] for i in indices) if site.chunk else (),
+            "stored_masks": tuple(new for new, old in enumerate(indices) if old in site.stored_masks),
+            "layer_numbers": tuple(site.layers[i] for i in indices),
         }
     )
+
+
+class _ChosenCalls:
+    """Receiver that passes the calls of some layers to a collector, and computes a few of their rows in float64."""
+
+    def __init__(
+        self,
+        sites: ModelSites,
+        chosen: ModelSites,
+        layers: set[tuple[str, int]],
+        collector: TraceCollector,
+        buffers: SegmentBuffers,
+    ) -> None:
+        self.rows: list[ExactRows] = []
+        self._sites, self._chosen, self._layers = sites, chosen, layers
+        self._collector, self._buffers, self._sequence = collector, buffers, CallSequence(sites)
+
+    def receive(self, call: AttentionCall) -> Tensor | None:
+        """Pass the call on if its layer is one of those."""
+        if len(self.rows) == len(self._chosen.calls):
+            raise _AllReceived
+        site_call = self._sequence.next(call.module)
+        if (site_call.site, site_call.layer) not in self._layers:
+            return None
+        expected = self._chosen.calls[len(self.rows)]
+        site = self._chosen.site(expected.site)
+        placement = self._buffers.place(site, [0])
+        self.rows.append(compute_rows(uniform_call(call, site), site.window[expected.layer], placement))
+        return self._collector.receive(call)
 
 
 @dataclass(frozen=True)
@@ -138,11 +160,11 @@ class ExactRows:
     weights: Float[np.ndarray, "head row key_pos"]
 
 
-def compute_rows(call: AttentionCall, site: Site, placement: SitePlacement) -> ExactRows:
+def compute_rows(call: AttentionCall, window: int | None, placement: SitePlacement) -> ExactRows:
     """Compute rows of the first example of a call in float64: at both ends, and around the middle and the window."""
     n_queries, n_keys = placement.n_queries[0], placement.n_keys[0]
-    window = site.window[0] or n_queries // 4
-    candidates = np.array([0, window - 1, window, window + 1, n_queries // 2, n_queries - 2, n_queries - 1])
+    edge = window or n_queries // 4
+    candidates = np.array([0, edge - 1, edge, edge + 1, n_queries // 2, n_queries - 2, n_queries - 1])
     positions = np.unique(candidates.clip(0, n_queries - 1))
     key = call.key[0, :, :n_keys].double().cpu().repeat_interleave(call.n_groups, dim=0)
     query = call.query[0][:, torch.from_numpy(positions).to(call.query.device)].double().cpu()
@@ -169,16 +191,16 @@ def compute_rows(call: AttentionCall, site: Site, placement: SitePlacement) -> E
 
 
 def _compare_rows(
-    expected: ExactRows, spec: TraceSpec, site: Site, placement: SitePlacement, arrays: SiteArrays
+    expected: ExactRows, spec: TraceSpec, site: Site, layer: int, placement: SitePlacement, arrays: SiteArrays
 ) -> str | None:
     """Compare the stored numbers of some rows. Edge keys may differ if their weights are equal."""
-    n_keys, band = placement.n_keys[0], arrays.band(site, 0)
+    n_keys, band = placement.n_keys[0], arrays.band(site, layer)
     rows = expected.positions + placement.query_start[0]
     if arrays.logsumexp is not None:
-        difference = _difference("logsumexp", arrays.logsumexp[0][:, rows], expected.logsumexp)
+        difference = _difference("logsumexp", arrays.logsumexp[layer][:, rows], expected.logsumexp)
         if difference:
             return difference
-    codes = arrays.attention_of(site, 0)
+    codes = arrays.attention_of(site, layer)
     if codes is not None:
         assert spec.keep.attention is not None, "pairs are stored"
         n_off = n_codes = 0
@@ -201,7 +223,7 @@ def _compare_rows(
             return f"{n_off} of {n_codes} codes of attention differ"
     if arrays.edge_key is None or arrays.edge_weight is None:
         return None
-    key, weight = (array[0][:, rows] for array in (arrays.edge_key, arrays.edge_weight))
+    key, weight = (array[layer][:, rows] for array in (arrays.edge_key, arrays.edge_weight))
     strongest = -np.sort(-expected.weights, axis=-1)[..., : key.shape[-1]]
     n_edges = strongest.shape[-1]  # a short text has fewer keys
     difference = _difference("edge_weight", weight[..., :n_edges], strongest)

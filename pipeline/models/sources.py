@@ -78,10 +78,10 @@ class LoadedModel:
     identity: ModelIdentity
     images: ImageReader | None = None
     """Image reader of a vision model, which has no tokenizer."""
-    generator: PreTrainedModel | None = None
-    """The language model that `model` is a part of, if it was loaded too. Both share their weights."""
     notes: tuple[str, ...] = ()
     """What is different from the model as it was saved, in sentences."""
+    generator: PreTrainedModel | None = None
+    """The language model that `model` is a part of, if it was loaded too. Both share their weights."""
 
 
 def resolve_model(
@@ -352,7 +352,7 @@ def load_model(
     if images:
         from .image_processor import load_image_reader
 
-        return LoadedModel(model, None, identity, load_image_reader(folder, model), notes)
+        return LoadedModel(model, None, identity, load_image_reader(folder, model), notes=notes)
     return LoadedModel(model, load_tokenizer(folder), identity, notes=notes, generator=generator)
 
 
@@ -367,14 +367,14 @@ def without_head(model: PreTrainedModel) -> PreTrainedModel:
         The language model lacks weights of this part.
     """
     import torch
-    from transformers import AutoModel
+    from transformers import AutoModel, PreTrainedModel
 
     if model.base_model is not model:
         return cast("PreTrainedModel", model.base_model)
     with torch.device("meta"):
         part = AutoModel.from_config(model.config, attn_implementation="eager")
     for module in model.modules():
-        if type(module) is type(part):
+        if isinstance(module, PreTrainedModel) and type(module) is type(part):
             return module
     for name, module in model.named_children():
         if hasattr(part, name):

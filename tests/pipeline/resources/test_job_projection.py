@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from headatlas.pipeline.resources.device_memory import CONTEXT_BYTES, batch_results, rounded_to_power_of_two
-from headatlas.pipeline.resources.job_projection import FIRST_USE_BYTES, FixedMemory, JobProjection, ModelShape, project
+from headatlas.pipeline.resources.job_projection import (
+    FIRST_USE_BYTES,
+    DeviceUse,
+    FixedMemory,
+    JobProjection,
+    ModelShape,
+    project,
+)
 from headatlas.pipeline.resources.machine import Machine, describe_accelerator, read_machine, resident_bytes
 from headatlas.pipeline.tokens.batch_plan import BatchLimits, BatchPlan, plan_segments
 from headatlas.store.schema.example_sizes import example_bytes
@@ -98,7 +105,7 @@ H100 = Machine("cuda:0", "NVIDIA H100", 80 << 30, 256 << 30, 1 << 40)
 
 
 def llama_projection(
-    device="kernel", n_tokens=(4096,), max_tokens=16_384, seconds_per_token=None, **keep
+    device: DeviceUse = "kernel", n_tokens=(4096,), max_tokens=16_384, seconds_per_token=None, **keep
 ) -> JobProjection:
     spec = TraceSpec(sites=(LLAMA,), keep=Keep(**keep), statistics=("entropy",))
     counts = {"source": np.asarray(n_tokens)}
