@@ -15,7 +15,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-long quick lint types bench bench-capture bench-search bench-viewer check-definitions docs models compat dist screenshots constraints clean again
+.PHONY: help gpu-check demo test test-long quick lint types bench bench-capture bench-search bench-viewer check-definitions docs models compat dist screenshots constraints clean again
 
 help:  ## print this list
 	@echo "headatlas: make TARGET"
@@ -57,6 +57,9 @@ bench-search: .venv/.dev  ## time of searches over 12,544 sentences, compared wi
 
 bench-viewer: .venv/.dev  ## time of the viewer in a browser, alone and compared with BertViz (requirements: docs/benchmarks.md)
 	$(PY) -m benchmarks.viewer $(ARGS)
+
+gpu-check: .venv/.dev  ## check the GPU path within nine minutes, without a network; lines also go to build/gpu-check.txt (ARGS="--steps launch,kernel")
+	$(PY) -m tools.gpu_check $(ARGS)
 
 check-definitions: .venv/.dev  ## compare every statistic and score with slow loops (ARGS="--all": every sentence of EWT dev)
 	$(PY) -m tools.check_definitions $(ARGS)

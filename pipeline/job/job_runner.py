@@ -207,7 +207,35 @@ def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntr
 
 
 def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:
-    """Check the capture against eager attention on a few of the next examples. Return the reduction and its name."""
+    """Check the capture on a few of the next examples. Return the reduction that serves, and its name.
+
+    If memory runs out, half as many examples are checked.
+
+    Raises
+    ------
+    BudgetError
+        There is no memory for a single example.
+    """
+    n_examples = 8
+    while True:
+        try:
+            return _check_examples(job, segments, n_examples, on_event)
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if n_examples == 1:
+                raise BudgetError(
+                    f"there is no memory on {job.loaded.model.device} to check the capture on one example ({error}). "
+                    'Free memory, or set model.dtype = "bfloat16".'
+                ) from error
+        release_memory(job.loaded.model.device)
+        n_examples //= 2
+
+
+def _check_examples(
+    job: Job, segments: Sequence[SegmentSpec], n_examples: int, on_event: Listener
+) -> tuple[Reduction, str]:
+    """Check the capture against eager attention on a few examples. Return the reduction and its name."""
     spec, model = job.spec, job.loaded.model
     torch_reduction = TorchReduction(spec.keep, spec.statistics)
     is_eager = spec.capture == "eager"
@@ -217,7 +245,7 @@ def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tup
         n_tokens = count_tokens(examples, spec)
         if not next(iter(n_tokens.values())).any():
             continue
-        indices = choose_examples(spec.sites, n_tokens)
+        indices = choose_examples(spec.sites, n_tokens, n_examples)
         shortened = [examples[i].beginning(most_checked_tokens(spec.sites)) for i in indices]
         lengths = {name: counts.tolist() for name, counts in count_tokens(shortened, spec).items()}
         inputs = job.inputs.build(shortened)
