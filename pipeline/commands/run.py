@@ -164,6 +164,8 @@ def plan(
     corpus = open_corpus(jobs[0].corpus)
     results = []
     for config_of_model in jobs:
+        if config_of_model.run.devices:
+            config_of_model = config_of_model.on_device(config_of_model.run.devices[0])
         job = prepare_job(config_of_model, corpus=corpus, extend=extend)
         if not job.segments:
             raise ConfigError(f"{job.path} has all examples of the corpus; --extend has nothing to add.")

@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
-from headatlas.store.errors import BudgetError, UnsupportedModelError
+from headatlas.store.errors import BudgetError, ConfigError, UnsupportedModelError
 from headatlas.store.files.drafts import check_free_space
 from headatlas.store.files.manifest import SegmentEntry, Skipped, left_out_of, read_manifest
 from headatlas.store.schema.omissions import Omissions
@@ -45,9 +46,10 @@ from ..tokens.batch_plan import WHOLE, SegmentSpec, Share
 from ..tokens.model_inputs import ModelInputs
 from ..tokens.segment_tables import segment_tables
 from .deferred_statistics import add_deferred
-from .prepared_job import Job, count_tokens, prepare_job
+from .prepared_job import Job, prepare_job
 from .repair import find_repairs
 from .segment_computation import ComputedSegment, compute_segment
+from .segment_groups import count_tokens
 
 
 def run_job(
@@ -69,8 +71,13 @@ def run_job(
     Raises
     ------
     HeadAtlasError
-        The job cannot run, the model fails the self-check, or the store belongs to another job.
+        The job cannot run, the model fails the self-check, or the store belongs to another job. Or it names several
+        devices, which `run_jobs` runs.
     """
+    if len(config.run.devices) > 1:
+        raise ConfigError(f"run.devices is {', '.join(config.run.devices)}; run_job uses one device, run_jobs several.")
+    if config.run.devices:
+        config = config.on_device(config.run.devices[0])
     job = prepare_job(config, on_event, extend=extend, repair=repair)
     return execute_job(job, on_event, repair=repair, check_space=check_space)
 
@@ -82,10 +89,12 @@ def execute_job(
     repair: bool = False,
     check_space: bool = True,
     share: Share = WHOLE,
+    adds_statistics: bool = True,
 ) -> JobReport:
     """Compute and write the missing segments; with `repair`, also the damaged and dropped ones. See `run_job`.
 
-    Only the segments of `share` are written. All shares together are the whole job.
+    Only the segments of `share` are written. All shares together are the whole job. Without `adds_statistics`, the
+    caller adds the statistics that are computed from stored attention.
 
     Raises
     ------
@@ -150,25 +159,27 @@ def execute_job(
                 pending = background.submit(write_segment, writer, computed)
             if pending is not None:
                 _report_segment(pending.result(), on_event)
-    add_deferred(job.path, job.config.keep.computed_later, on_event)
-    manifest, _ = read_manifest(job.path)
+    if adds_statistics:
+        add_deferred(job.path, job.config.keep.computed_later, on_event)
+    return report_job(job.path, len(pending_segments), job.n_quarantined, start_time, on_event)
+
+
+def report_job(path: Path, n_written: int, n_quarantined: int, start_time: float, on_event: Listener) -> JobReport:
+    """Report a job whose segments are written, from the newest manifest. `start_time` is one of `time.monotonic`."""
+    manifest, _ = read_manifest(path)
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
     seconds = time.monotonic() - start_time
     left_out = left_out_of(manifest)
     n_examples = sum(entry.n_examples for entry in manifest.segments)
-    n_segments = len(manifest.segments) + len(manifest.dropped)
-    on_event(
-        JobDone(
-            str(job.path), n_examples, n_bytes, seconds, left_out, n_missing=manifest.n_segments_planned - n_segments
-        )
-    )
+    n_missing = manifest.n_segments_planned - len(manifest.segments) - len(manifest.dropped)
+    on_event(JobDone(str(path), n_examples, n_bytes, seconds, left_out, n_missing=n_missing))
     return JobReport(
-        str(job.path),
+        str(path),
         n_examples,
         len(manifest.segments),
-        len(pending_segments),
+        n_written,
         len(manifest.skipped),
-        job.n_quarantined,
+        n_quarantined,
         n_bytes,
         seconds,
         Omissions(left_out).to_json(),
