@@ -15,7 +15,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-long quick lint types bench bench-capture bench-search bench-viewer check-definitions docs models compat dist screenshots constraints clean again
+.PHONY: help gpu-check demo test test-long quick lint types bench bench-capture bench-search bench-viewer check-definitions docs models compat dist screenshots constraints clean again
 
 help:  ## print this list
 	@echo "headatlas: make TARGET"
@@ -58,12 +58,16 @@ bench-search: .venv/.dev  ## time of searches over 12,544 sentences, compared wi
 bench-viewer: .venv/.dev  ## time of the viewer in a browser, alone and compared with BertViz (requirements: docs/benchmarks.md)
 	$(PY) -m benchmarks.viewer $(ARGS)
 
+gpu-check: .venv/.dev  ## check the GPU path within nine minutes, without a network; lines also go to build/gpu-check.txt (ARGS="--steps launch,kernel")
+	$(PY) -m tools.gpu_check $(ARGS)
+
 check-definitions: .venv/.dev  ## compare every statistic and score with slow loops (ARGS="--all": every sentence of EWT dev)
 	$(PY) -m tools.check_definitions $(ARGS)
 
-docs: .venv/.dev  ## generate docs/cli.md, and docs/patterns.md with its pictures
+docs: .venv/.dev  ## generate docs/cli.md, docs/patterns.md with its pictures, and the tables of docs/gpu.md
 	$(PY) tools/cli_reference.py docs/cli.md
 	$(PY) -m tools.patterns_page docs/patterns.md
+	$(PY) -m tools.gpu_roofline docs/gpu.md
 
 models: .venv/.dev  ## generate docs/models.md: capture a small model of every architecture, compare it with eager attention
 	$(PY) -m tools.models_page docs/models.md

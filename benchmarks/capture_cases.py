@@ -26,8 +26,9 @@ from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.capture.sites import forward_options
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job.job_runner import write_segment
-from headatlas.pipeline.job.prepared_job import Job, count_tokens, prepare_job
+from headatlas.pipeline.job.prepared_job import Job, prepare_job
 from headatlas.pipeline.job.segment_computation import ComputedSegment
+from headatlas.pipeline.job.segment_groups import count_tokens
 from headatlas.pipeline.reduce.reduction import choose_reduction
 from headatlas.pipeline.tokens.batch_plan import BatchPlan, plan_batches
 from headatlas.store.schema.traces import Keep

@@ -15,17 +15,18 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from headatlas.pipeline.models.sources import LoadedModel, ModelIdentity, load_model
+from headatlas.pipeline.models.sources import LoadedModel, ModelIdentity
 from headatlas.pipeline.tokens.batch_plan import BatchPlan
 
-from .capture_cases import KEEPS, MODELS, Capture, Case, open_case
-from .inputs import generated_text
+from .capture_cases import KEEPS, Capture, Case, open_case
+from .inputs import WORDS, generated_text
 from .interleave import Mode, interleave, speed_ratio
 from .report import Row, keep_rows
 
@@ -40,12 +41,10 @@ LLAMA: dict[str, Any] = {
 
 
 def make_model(name: str, n_tokens: int, device: torch.device, *, small: bool = False) -> LoadedModel:
-    """Make a model of a known shape with random weights and MiniLM's tokenizer, for texts of up to `n_tokens`."""
+    """Make a model of a known shape with random weights and a tokenizer of words, for texts of up to `n_tokens`."""
     from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig
 
-    tokenizer = load_model(MODELS["MiniLM"], device="cpu").tokenizer
-    assert tokenizer is not None, "MiniLM reads text"
-    tokenizer.model_max_length = n_tokens
+    tokenizer = make_tokenizer(n_tokens)
     longest: dict[str, Any] = {"max_position_embeddings": n_tokens}
     grouped = SMALL | {"num_key_value_heads": 2} if small else LLAMA
     models: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -61,8 +60,34 @@ def make_model(name: str, n_tokens: int, device: torch.device, *, small: bool = 
     return LoadedModel(model, tokenizer, ModelIdentity(name, type(model).__name__, config.model_type))
 
 
-def measure(case: Case, device: torch.device, repeats: int) -> list[Row]:
-    """Compare every way of keeping traces with the bare model."""
+def make_tokenizer(n_tokens: int) -> Any:
+    """Make a tokenizer whose tokens are the words of generated texts, with special tokens around a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(WORDS)]
+    tokenizer: Any = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=n_tokens, **special)
+
+
+@contextmanager
+def open_generated_case(
+    model: str, n_tokens: int, folder: Path, loaded: LoadedModel, batch_tokens: int, n_examples: int | None = None
+) -> Iterator[Case]:
+    """Open a case of generated texts of `n_tokens` tokens; by default as many as a batch holds."""
+    n_examples = n_examples or max(1, batch_tokens // n_tokens)
+    text = generated_text(n_examples * n_tokens)
+    with open_case(model, str(n_tokens), folder, n_examples, loaded, batch_tokens, text) as case:
+        yield case
+
+
+def measure(case: Case, device: torch.device, repeats: int, *, written: bool = True) -> list[Row]:
+    """Compare every way of keeping traces with the bare model. With `written`, also the ways that write a store."""
 
     def passing(
         step: Callable[[BatchPlan], object], settle: Callable[[], None] = lambda: None
@@ -76,7 +101,7 @@ def measure(case: Case, device: torch.device, repeats: int) -> list[Row]:
 
         return run
 
-    captures = {name: Capture(case, keep) for name, keep in KEEPS.items()}
+    captures = {name: Capture(case, keep) for name, keep in KEEPS.items()} if written else {}
     captures |= {f"{name}, not written": Capture(case, keep, written=False) for name, keep in KEEPS.items()}
     modes = {"plain": Mode(passing(case.plain_mode.step))}
     modes |= {
@@ -132,6 +157,10 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument(
         "--batches", type=int, default=2, help="batches of 8,192 tokens in a pass. Default: %(default)s"
     )
+    parser.add_argument(
+        "--batch-tokens", type=int, default=BATCH_TOKENS, help="tokens of a batch. Default: %(default)s"
+    )
+    parser.add_argument("--not-written", action="store_true", help="only the ways that do not write a store")
     parser.add_argument("--repeats", type=int, default=5, help="repeats of every way. Default: %(default)s")
     parser.add_argument("--device", default="cuda", help="default: %(default)s")
     parser.add_argument("--small", action="store_true", help="tiny models and two texts, to try the code")
@@ -147,8 +176,7 @@ def main(arguments: Sequence[str] = ()) -> None:
                 case_folder.mkdir()
                 loaded = make_model(model, n_tokens, device, small=options.small)
                 n_examples = 2 if options.small else options.batches * max(1, BATCH_TOKENS // n_tokens)
-                text = generated_text(n_examples * n_tokens)
-                with open_case(model, str(n_tokens), case_folder, n_examples, loaded, BATCH_TOKENS, text) as case:
+                with open_generated_case(model, n_tokens, case_folder, loaded, BATCH_TOKENS, n_examples) as case:
                     keep_rows(measure(case, device, options.repeats), "capture-device")
 
 

@@ -2,7 +2,7 @@
 
 Relative paths start at the current directory. ``package:NAME/path`` is a file inside an installed package. The
 identity of a job consists of the settings that determine the bytes of its segments. The output folder, the number of
-threads and the progress display are not part of it.
+threads, the devices and the progress display are not part of it.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ class RunConfig(_Section):
     max_length_ratio: float = Field(default=2.0, ge=1)
     threads: int | None = Field(default=None, gt=0)
     """Number of torch threads; by default torch decides."""
+    devices: tuple[str, ...] = ()
+    """Devices that share the segments, such as ``cuda:0`` and ``cuda:1``, with one process for each. Empty: only
+    ``model.device`` computes."""
 
     @property
     def limits(self) -> BatchLimits:
@@ -153,18 +156,24 @@ class JobConfig(_Section):
         """Settings that determine the token sequences."""
         return EncodingOptions(self.model, self.tokens, self.generate, self.run.limits)
 
+    def on_device(self, device: str) -> JobConfig:
+        """Return the job with its model on this device."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"device": device})})
+
     def identity(self) -> dict[str, Any]:
         """Return the settings that determine the bytes of segments. Model, corpus and arrays are recorded separately."""
         return {
             "tokens": self.tokens.model_dump(mode="json"),
             "store": self.store.model_dump(mode="json", exclude={"path"}),
-            "run": self.run.model_dump(mode="json", exclude={"threads"}),
+            "run": self.run.model_dump(mode="json", exclude={"threads", "devices"}),
             **({"generate": self.generate.model_dump(mode="json")} if self.generate.max_new_tokens else {}),
         }
 
     def digest(self) -> str:
         """Return the SHA-256 of all settings that determine the bytes of segments."""
-        document = self.model_dump(mode="json", exclude={"model": {"name"}, "store": {"path"}, "run": {"threads"}})
+        document = self.model_dump(
+            mode="json", exclude={"model": {"name"}, "store": {"path"}, "run": {"threads", "devices"}}
+        )
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 

@@ -75,7 +75,6 @@ def test_what_covers_a_line_twice_counts_once() -> None:
     assert capture_device.covered([]) == 0
 
 
-@pytest.mark.corpora
 def test_the_benchmark_of_a_gpu_measures_every_way(monkeypatch) -> None:
     rows_by_name = {}
     monkeypatch.setattr(

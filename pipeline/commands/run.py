@@ -18,7 +18,8 @@ from headatlas.store.schema.renamed import read_renamed
 if TYPE_CHECKING:
     from ..config import JobConfig
     from ..job.prepared_job import Job
-    from ..job.resources import JobProjection
+    from ..resources.job_projection import JobProjection
+    from ..resources.machine import Machine
 
 app = typer.Typer(rich_markup_mode="rich")
 _PANEL = "Pipeline"
@@ -156,20 +157,24 @@ def plan(
 
     from ..job.prepared_job import prepare_job
     from ..job.projection import project_job
+    from ..resources.machine import read_machine
     from ..tokens.corpus_encoding import open_corpus
 
     jobs = load(config, out, changes, max_examples=max_examples, sample=sample, skip=skip)
     corpus = open_corpus(jobs[0].corpus)
     results = []
     for config_of_model in jobs:
+        if config_of_model.run.devices:
+            config_of_model = config_of_model.on_device(config_of_model.run.devices[0])
         job = prepare_job(config_of_model, corpus=corpus, extend=extend)
         if not job.segments:
             raise ConfigError(f"{job.path} has all examples of the corpus; --extend has nothing to add.")
+        machine = read_machine(job.loaded.model.device, job.path)
         projection = project_job(job, timed, measure)
         if as_json:
-            results.append(_projection_json(projection, job))
+            results.append(_projection_json(projection, job, machine))
         else:
-            _print_projection(projection, job)
+            _print_projection(projection, job, machine)
     if as_json:
         _print_json(results)
 
@@ -190,7 +195,7 @@ def _print_json(results: list[dict[str, Any]]) -> None:
     print(json.dumps(results[0] if len(results) == 1 else results, indent=1))
 
 
-def _projection_json(projection: JobProjection, job: Job) -> dict[str, Any]:
+def _projection_json(projection: JobProjection, job: Job, machine: Machine) -> dict[str, Any]:
     return {
         "store": str(job.path),
         "model": job.loaded.identity.name,
@@ -202,6 +207,8 @@ def _projection_json(projection: JobProjection, job: Job) -> dict[str, Any]:
         "raw_bytes": projection.raw_bytes,
         "stored_bytes": projection.stored_bytes,
         "peak_bytes": projection.peak_bytes,
+        "machine": asdict(machine),
+        "limits": list(projection.limits(machine)),
     }
 
 
@@ -211,7 +218,7 @@ def _left_out(job: Job) -> Omissions:
     return Omissions([*count_by_reason("examples", skipped), *job.left_out])
 
 
-def _print_projection(projection: JobProjection, job: Job) -> None:
+def _print_projection(projection: JobProjection, job: Job, machine: Machine) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -243,7 +250,14 @@ def _print_projection(projection: JobProjection, job: Job) -> None:
             f"The number of weights that {job.spec.keep.attention} keeps depends on the weights, so its bytes are an estimate.",
             highlight=False,
         )
-    parts = ", ".join(f"{name} {format_bytes(n)}" for name, n in projection.memory.items())
-    console.print(f"peak memory at most {format_bytes(projection.peak_bytes)} ({parts})", highlight=False)
+    pinned = {"pinned for copies from the GPU": projection.pinned_bytes} if projection.pinned_bytes else {}
+    memories = {"peak memory": projection.memory | pinned}
+    if projection.device_memory:
+        memories[f"memory of {machine.device} {machine.device_name}".rstrip()] = projection.device_memory
+    for name, memory in memories.items():
+        parts = ", ".join(f"{cause} {format_bytes(n)}" for cause, n in memory.items())
+        console.print(f"{name} at most {format_bytes(sum(memory.values()))} ({parts})", highlight=False)
     if projection.time_s is not None:
         console.print(f"about {format_seconds(projection.time_s)}, from one timed batch", highlight=False)
+    for sentence in projection.limits(machine):
+        console.print(sentence, style="yellow", highlight=False, markup=False)

@@ -8,20 +8,25 @@ the same code.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
-from headatlas.store.errors import BudgetError
+import numpy as np
+
+from headatlas.store.errors import BudgetError, ConfigError, UnsupportedModelError
 from headatlas.store.files.drafts import check_free_space
 from headatlas.store.files.manifest import SegmentEntry, Skipped, left_out_of, read_manifest
 from headatlas.store.schema.omissions import Omissions
 from headatlas.store.writing.extension import extend_store
 from headatlas.store.writing.store_writer import Replacement, StoreWriter
 
+from ..calls.out_of_memory import is_out_of_memory, release_memory
 from ..calls.segment_buffers import BufferPool
 from ..capture.collector import TraceCollector
 from ..capture.kernel_agreement import check_agreement
 from ..checks.eager_check import check_eager
+from ..checks.long_rows import check_long_rows, most_long_tokens
 from ..checks.selfcheck import check_capture, choose_examples, most_checked_tokens
 from ..config import JobConfig
 from ..progress import (
@@ -36,13 +41,15 @@ from ..progress import (
 from ..reduce import kernel
 from ..reduce.reduction import Reduction, choose_reduction
 from ..reduce.torch_reduction import TorchReduction
+from ..resources.job_projection import expected_bytes
 from ..tokens.batch_plan import WHOLE, SegmentSpec, Share
+from ..tokens.model_inputs import ModelInputs
 from ..tokens.segment_tables import segment_tables
 from .deferred_statistics import add_deferred
-from .prepared_job import Job, count_tokens, prepare_job
+from .prepared_job import Job, prepare_job
 from .repair import find_repairs
-from .resources import expected_bytes
 from .segment_computation import ComputedSegment, compute_segment
+from .segment_groups import count_tokens
 
 
 def run_job(
@@ -64,8 +71,13 @@ def run_job(
     Raises
     ------
     HeadAtlasError
-        The job cannot run, the model fails the self-check, or the store belongs to another job.
+        The job cannot run, the model fails the self-check, or the store belongs to another job. Or it names several
+        devices, which `run_jobs` runs.
     """
+    if len(config.run.devices) > 1:
+        raise ConfigError(f"run.devices is {', '.join(config.run.devices)}; run_job uses one device, run_jobs several.")
+    if config.run.devices:
+        config = config.on_device(config.run.devices[0])
     job = prepare_job(config, on_event, extend=extend, repair=repair)
     return execute_job(job, on_event, repair=repair, check_space=check_space)
 
@@ -77,10 +89,12 @@ def execute_job(
     repair: bool = False,
     check_space: bool = True,
     share: Share = WHOLE,
+    adds_statistics: bool = True,
 ) -> JobReport:
     """Compute and write the missing segments; with `repair`, also the damaged and dropped ones. See `run_job`.
 
-    Only the segments of `share` are written. All shares together are the whole job.
+    Only the segments of `share` are written. All shares together are the whole job. Without `adds_statistics`, the
+    caller adds the statistics that are computed from stored attention.
 
     Raises
     ------
@@ -145,25 +159,27 @@ def execute_job(
                 pending = background.submit(write_segment, writer, computed)
             if pending is not None:
                 _report_segment(pending.result(), on_event)
-    add_deferred(job.path, job.config.keep.computed_later, on_event)
-    manifest, _ = read_manifest(job.path)
+    if adds_statistics:
+        add_deferred(job.path, job.config.keep.computed_later, on_event)
+    return report_job(job.path, len(pending_segments), job.n_quarantined, start_time, on_event)
+
+
+def report_job(path: Path, n_written: int, n_quarantined: int, start_time: float, on_event: Listener) -> JobReport:
+    """Report a job whose segments are written, from the newest manifest. `start_time` is one of `time.monotonic`."""
+    manifest, _ = read_manifest(path)
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
     seconds = time.monotonic() - start_time
     left_out = left_out_of(manifest)
     n_examples = sum(entry.n_examples for entry in manifest.segments)
-    n_segments = len(manifest.segments) + len(manifest.dropped)
-    on_event(
-        JobDone(
-            str(job.path), n_examples, n_bytes, seconds, left_out, n_missing=manifest.n_segments_planned - n_segments
-        )
-    )
+    n_missing = manifest.n_segments_planned - len(manifest.segments) - len(manifest.dropped)
+    on_event(JobDone(str(path), n_examples, n_bytes, seconds, left_out, n_missing=n_missing))
     return JobReport(
-        str(job.path),
+        str(path),
         n_examples,
         len(manifest.segments),
-        len(pending_segments),
+        n_written,
         len(manifest.skipped),
-        job.n_quarantined,
+        n_quarantined,
         n_bytes,
         seconds,
         Omissions(left_out).to_json(),
@@ -202,7 +218,35 @@ def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntr
 
 
 def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:
-    """Check the capture against eager attention on a few of the next examples. Return the reduction and its name."""
+    """Check the capture on a few of the next examples. Return the reduction that serves, and its name.
+
+    If memory runs out, half as many examples are checked.
+
+    Raises
+    ------
+    BudgetError
+        There is no memory for a single example.
+    """
+    n_examples = 8
+    while True:
+        try:
+            return _check_examples(job, segments, n_examples, on_event)
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if n_examples == 1:
+                raise BudgetError(
+                    f"there is no memory on {job.loaded.model.device} to check the capture on one example ({error}). "
+                    'Free memory, or set model.dtype = "bfloat16".'
+                ) from error
+        release_memory(job.loaded.model.device)
+        n_examples //= 2
+
+
+def _check_examples(
+    job: Job, segments: Sequence[SegmentSpec], n_examples: int, on_event: Listener
+) -> tuple[Reduction, str]:
+    """Check the capture against eager attention on a few examples. Return the reduction and its name."""
     spec, model = job.spec, job.loaded.model
     torch_reduction = TorchReduction(spec.keep, spec.statistics)
     is_eager = spec.capture == "eager"
@@ -212,7 +256,7 @@ def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tup
         n_tokens = count_tokens(examples, spec)
         if not next(iter(n_tokens.values())).any():
             continue
-        indices = choose_examples(spec.sites, n_tokens)
+        indices = choose_examples(spec.sites, n_tokens, n_examples)
         shortened = [examples[i].beginning(most_checked_tokens(spec.sites)) for i in indices]
         lengths = {name: counts.tolist() for name, counts in count_tokens(shortened, spec).items()}
         inputs = job.inputs.build(shortened)
@@ -224,27 +268,76 @@ def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tup
         if is_eager:
             on_event(Stage("capturing in eager mode, with torch operations; query and key are not available"))
             return torch_reduction, "eager mode, torch operations"
-        reduction = choose_reduction(spec.keep, spec.statistics, model.device, spec.capture)
-        if isinstance(reduction, TorchReduction):
-            unused = f"torch operations: no kernel on {model.device.type} computes what this job keeps"
-            on_event(Stage(f"capturing with {unused if kernel.available() else kernel.explain()}"))
-            return torch_reduction, "torch operations"
-        agreement = check_agreement(model, job.sites, spec, inputs, lengths, reduction)
-        if reduction.problem is not None:
-            on_event(Stage(_without_kernel(reduction)))
-            return torch_reduction, _without_kernel(reduction)
-        if agreement.difference:
-            on_event(
-                Stage(
-                    f"capturing with torch operations: the {reduction.name} differs from them ({agreement.difference})"
-                )
+        reduction, served_by = _choose_reduction(job, inputs, lengths, on_event)
+        n_checked = max(max(counts) for counts in lengths.values())
+        difference = _long_rows_difference(job, segments, n_checked, reduction)
+        if difference is not None and reduction is not torch_reduction:
+            served_by = (
+                f"torch operations, because the {reduction.name} differs from a direct computation ({difference})"
             )
-            return torch_reduction, "torch operations"
-        share = f"{reduction.n_fused} of {reduction.n_fused + reduction.n_torch} layers"
-        served_by = f"{reduction.name}, {share}" if reduction.n_fused else "torch operations"
-        on_event(Stage(f"capturing with {'the ' if reduction.n_fused else ''}{served_by}"))
+            on_event(Stage(f"capturing with {served_by}"))
+            reduction, difference = (
+                torch_reduction,
+                _long_rows_difference(job, segments, n_checked, torch_reduction),
+            )
+        if difference is not None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: captured attention differs from a direct computation ({difference}). "
+                "This model cannot be captured with so long texts; set tokens.max_tokens. Please report it."
+            )
         return reduction, served_by
     return torch_reduction, "torch operations"
+
+
+def _choose_reduction(
+    job: Job, inputs: ModelInputs, lengths: Mapping[str, Sequence[int]], on_event: Listener
+) -> tuple[Reduction, str]:
+    """Return the kernel of this device if it agrees with torch operations, else these, and a name for the provenance."""
+    spec, model = job.spec, job.loaded.model
+    torch_reduction = TorchReduction(spec.keep, spec.statistics)
+    reduction = choose_reduction(spec.keep, spec.statistics, model.device, spec.capture)
+    if isinstance(reduction, TorchReduction):
+        unused = f"torch operations: no kernel on {model.device.type} computes what this job keeps"
+        on_event(Stage(f"capturing with {unused if kernel.available() else kernel.explain()}"))
+        return torch_reduction, "torch operations"
+    agreement = check_agreement(model, job.sites, spec, inputs, lengths, reduction)
+    if reduction.problem is not None:
+        on_event(Stage(_without_kernel(reduction)))
+        return torch_reduction, _without_kernel(reduction)
+    if agreement.difference:
+        on_event(
+            Stage(f"capturing with torch operations: the {reduction.name} differs from them ({agreement.difference})")
+        )
+        return torch_reduction, "torch operations"
+    share = f"{reduction.n_fused} of {reduction.n_fused + reduction.n_torch} layers"
+    served_by = f"{reduction.name}, {share}" if reduction.n_fused else "torch operations"
+    on_event(Stage(f"capturing with {'the ' if reduction.n_fused else ''}{served_by}"))
+    return reduction, served_by
+
+
+def _long_rows_difference(
+    job: Job, segments: Sequence[SegmentSpec], n_checked: int, reduction: Reduction
+) -> str | None:
+    """Check rows of the longest example, if it has more than the `n_checked` tokens that were checked before.
+
+    If memory runs out, half as many tokens are checked.
+    """
+    examples = [example for segment in segments for example in job.examples[segment.examples]]
+    total = np.max(np.stack(list(count_tokens(examples, job.spec).values())), axis=0)
+    longest, n_tokens = examples[int(total.argmax())], min(int(total.max()), most_long_tokens(job.spec))
+    while n_tokens > n_checked:
+        example = longest.beginning(n_tokens)
+        lengths = {name: int(counts[0]) for name, counts in count_tokens([example], job.spec).items()}
+        try:
+            return check_long_rows(
+                job.loaded.model, job.sites, job.spec, job.inputs.build([example]), lengths, reduction
+            )
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+        release_memory(job.loaded.model.device)
+        n_tokens //= 2
+    return None
 
 
 def _without_kernel(reduction: Reduction) -> str:

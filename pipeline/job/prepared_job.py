@@ -5,7 +5,6 @@ Preparation writes nothing. `headatlas plan` and `headatlas run` share it.
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 from collections.abc import Callable
@@ -17,18 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64
 
-from headatlas.store.errors import HeadAtlasError, UnsupportedModelError, located
-from headatlas.store.files.manifest import manifest_numbers, now
-from headatlas.store.reading.snapshot import open_snapshot
+from headatlas.store.errors import ConfigError, HeadAtlasError, UnsupportedModelError
 from headatlas.store.schema.corpus_parts import CorpusPart
-from headatlas.store.schema.omissions import LISTED_NAMES, Omissions
+from headatlas.store.schema.omissions import Omissions
 from headatlas.store.schema.traces import TraceSpec
-from headatlas.store.writing.extension import check_extension
 
 from ..config import JobConfig
 from ..corpora.examples import EncodedExample
 from ..progress import Event, Stage
-from ..tokens.batch_plan import BatchLimits, SegmentSpec, plan_segments
+from ..resources.job_projection import ModelShape
+from ..resources.machine import describe_accelerator, resident_bytes
+from ..tokens.batch_plan import BatchLimits, SegmentSpec
 from ..tokens.corpus_encoding import (
     Corpus,
     check_longest,
@@ -37,10 +35,10 @@ from ..tokens.corpus_encoding import (
     encoding_notes,
     open_corpus,
 )
+from ..tokens.windows import WINDOW_COLUMNS
 from .deferred_statistics import check_deferred
-from .extension import Group, check_plan, select_examples
-from .process_memory import resident_bytes
-from .resources import ModelShape
+from .extension import Group
+from .segment_groups import choose_groups, count_tokens, plan_groups
 
 if TYPE_CHECKING:
     from ..capture.sites import ModelSites
@@ -113,13 +111,29 @@ class Job:
         return count_tokens(self.examples, self.spec)
 
 
-def count_tokens(examples: list[EncodedExample], spec: TraceSpec) -> dict[str, Int64[np.ndarray, "example"]]:
-    """Count the tokens of every example, for each sequence of the model."""
-    counts: dict[str, Int64[np.ndarray, "example"]] = {}
-    for sequence in spec.sequences:
-        sides = (example.source if sequence == "source" else example.target for example in examples)
-        counts[sequence] = np.asarray([0 if side is None else len(side) for side in sides], dtype=np.int64)
-    return counts
+AlignmentKeys = list[tuple[object, ...]]
+"""Identity of each example that must be equal in all stores of a job: its id and its span of the document."""
+
+
+def alignment_keys(job: Job) -> AlignmentKeys:
+    """Return the identities of the examples of a job's corpus."""
+    examples = (encoded.example for encoded in job.corpus_examples)
+    return [(example.id, *(example.columns.get(name) for name in WINDOW_COLUMNS)) for example in examples]
+
+
+def check_aligned(job: Job, first_keys: AlignmentKeys | None) -> None:
+    """Check that the job has the examples of the first model.
+
+    Raises
+    ------
+    ConfigError
+        It has others.
+    """
+    if first_keys is not None and alignment_keys(job) != first_keys:
+        raise ConfigError(
+            "its tokenizer cuts documents into other windows than the tokenizer of the first model, so the stores would "
+            'have different examples. Set tokens.too_long = "truncate", or use a separate job for each model.'
+        )
 
 
 def prepare_job(
@@ -158,7 +172,9 @@ def prepare_job(
     if loaded is None:
         bytes_before = resident_bytes()
         on_event(Stage(f"reading model {config.model.source}"))
-        loaded = load_configured(config.model, images=config.corpus.kind == "images")
+        loaded = load_configured(
+            config.model, lm_head=config.generate.max_new_tokens > 0, images=config.corpus.kind == "images"
+        )
         if loaded.model.device.type == "cpu":
             resident_model_bytes = min(model_shape(loaded).weight_bytes, max(0, resident_bytes() - bytes_before))
     for note in loaded.notes:
@@ -167,28 +183,15 @@ def prepare_job(
     corpus_examples, skipped = encode_corpus(config.encoding, loaded, corpus, on_event)
     assert config.store.path is not None, "load_config gives every job a store"
     identity = _describe_identity(config, loaded, corpus)
-    store, selection, placed_examples = None, None, list(corpus_examples)
-    groups = [Group(0, 0, list(range(len(placed_examples))))]
-    if extend and config.store.path.is_dir() and manifest_numbers(config.store.path):
-        store = open_snapshot(config.store.path)
-        with located(store.location):
-            check_extension(store.manifest, identity)
-            selection = select_examples(
-                store,
-                corpus.description["name"],
-                config.corpus.skip,
-                placed_examples,
-                are_prompts=config.generate.max_new_tokens > 0,
-                repair=repair,
-            )
-        groups = selection.groups
-        on_event(Stage(selection.describe()))
-    indices = [index for group in groups for index in group.indices]
+    placed_examples = list(corpus_examples)
+    groups = choose_groups(config, identity, corpus, placed_examples, on_event, extend=extend, repair=repair)
+    indices = groups.indices
     first_index = next(i for i in (*indices, *range(len(placed_examples))) if i not in skipped)
     if config.generate.max_new_tokens:
-        for group in groups or [Group(0, 0, [first_index])]:
+        for group in groups.groups or [Group(0, 0, [first_index])]:
             rows = [i for i in group.indices if i not in skipped]
             continue_prompts(config.encoding, loaded, placed_examples, rows, on_event)
+        loaded = replace(loaded, generator=None)  # frees the head
 
     inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     first = placed_examples[first_index]
@@ -226,29 +229,7 @@ def prepare_job(
     left_out = Omissions(
         [*corpus.left_out, *(omission for example in placed_examples for omission in example.left_out)]
     )
-    segments, part = list[SegmentSpec](), None
-    for group in groups:
-        shift = group.first_example - sum(segment.n_examples for segment in segments)
-        lengths = count_tokens([placed_examples[i] for i in group.indices], spec)
-        plan = plan_segments(spec, lengths, config.store.segment_examples, config.store.segment_bytes)
-        segments += [
-            SegmentSpec(group.first_segment + row.index, group.first_example + row.first_example, row.n_examples, shift)
-            for row in plan
-        ]
-        if selection is not None and group is selection.new:
-            part = CorpusPart(
-                first_segment=group.first_segment,
-                n_segments=len(plan),
-                first_example=group.first_example,
-                n_examples=len(group.indices),
-                corpus=corpus.description,
-                created=now(),
-                left_out=tuple(left_out),
-                n_repeated=selection.n_repeated,
-                renamed=dict(itertools.islice(selection.renamed.items(), LISTED_NAMES)),
-            )
-    if store is not None:
-        check_plan(store, segments)
+    segments, part = plan_groups(config, spec, groups, placed_examples, corpus, left_out)
     job = Job(
         config=config,
         path=config.store.path,
@@ -260,11 +241,11 @@ def prepare_job(
         skipped={i: skipped[index] for i, index in enumerate(indices) if index in skipped},
         n_quarantined=corpus.n_quarantined,
         left_out=Omissions([*sites.left_out, *left_out]),
-        segments=tuple(segments),
+        segments=segments,
         encoding_notes=notes,
         provenance={},
         corpus_examples=corpus_examples,
-        is_extension=store is not None,
+        is_extension=groups.store is not None,
         part=part,
         batch_check=batch_check,
         resident_model_bytes=resident_model_bytes,
@@ -303,6 +284,7 @@ def _describe_identity(config: JobConfig, loaded: LoadedModel, corpus: Corpus) -
 
 def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
     """Describe the rest of the provenance: unreadable records, libraries and machine."""
+    accelerator = describe_accelerator(job.loaded.model.device)
     return {
         "quarantined": [
             {"line": record.line, "reason": record.reason} | ({} if record.file is None else {"file": record.file})
@@ -311,7 +293,8 @@ def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
         "left_out": job.left_out.to_json(),
         "renamed": corpus.renamed.model_dump(mode="json", exclude_defaults=True),
         "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
-        "device": str(job.loaded.model.device),
+        "device": ", ".join(job.config.run.devices) or str(job.loaded.model.device),
+        **({"accelerator": accelerator} if accelerator else {}),
         "machine": {"system": platform.system(), "processor": platform.machine(), "processors": os.cpu_count()},
         "capture": job.spec.capture,
     }

@@ -12,11 +12,12 @@ from ..capture.collector import TraceCollector
 from ..capture.eager import forwarding
 from ..checks.selfcheck import CHECK_BYTES
 from ..reduce.reduction import choose_reduction
-from ..reduce.torch_reduction import TILE_WEIGHTS
+from ..reduce.torch_reduction import DEVICE_TILE_WEIGHTS, TILE_WEIGHTS
+from ..reduce.triton_reduction import TritonReduction
+from ..resources.job_projection import DeviceUse, FixedMemory, JobProjection, project
+from ..resources.machine import resident_bytes
 from ..tokens.batch_plan import plan_batches
 from .prepared_job import Job, model_shape
-from .process_memory import resident_bytes
-from .resources import FixedMemory, JobProjection, project
 from .size_sample import measure_sample
 
 _TRIAL_TOKENS = 2048
@@ -33,16 +34,28 @@ def project_job(job: Job, timed: bool = True, n_sampled: int = 0) -> JobProjecti
     process_bytes = resident_bytes() - job.resident_model_bytes
     n_tokens = job.n_tokens
     check = min(CHECK_BYTES, 3 * _attention_bytes(job, n_tokens))
+    device = device_use(job)
+    tile_weights = TILE_WEIGHTS if device == "none" else DEVICE_TILE_WEIGHTS
     projection = project(
         job.spec,
         n_tokens,
         job.segments,
         job.limits,
         model_shape(job.loaded),
-        FixedMemory(process_bytes=process_bytes, tile_bytes=4 * TILE_WEIGHTS, check_bytes=check),
+        FixedMemory(process_bytes=process_bytes, tile_bytes=4 * tile_weights, check_bytes=check),
         seconds_per_token(job) if timed else None,
+        device,
     )
     return measure_sample(job, projection, n_sampled) if n_sampled else projection
+
+
+def device_use(job: Job) -> DeviceUse:
+    """Return the work of a job on a GPU."""
+    spec, device = job.spec, job.loaded.model.device
+    if device.type == "cpu":
+        return "none"
+    reduction = choose_reduction(spec.keep, spec.statistics, device, spec.capture)
+    return "kernel" if isinstance(reduction, TritonReduction) else "torch"
 
 
 def seconds_per_token(job: Job) -> float:

@@ -26,11 +26,11 @@ from headatlas.store.writing.store_writer import StoreWriter
 from ..calls.segment_buffers import BufferPool
 from ..capture.collector import TraceCollector
 from ..reduce.reduction import choose_reduction
+from ..resources.job_projection import ArrayProjection, JobProjection
 from ..tokens.batch_plan import SegmentSpec
 from ..tokens.segment_tables import segment_tables
 from .job_runner import write_segment
 from .prepared_job import Job
-from .resources import ArrayProjection, JobProjection
 from .segment_computation import compute_segment
 
 SAMPLE_EXAMPLES = 192

@@ -30,7 +30,7 @@ from ..models.position_limit import token_limit
 from ..tokens.model_inputs import InputBuilder, check_length
 from ..tokens.segment_tables import build_token_table
 from ..tokens.tokenizer import encode
-from .prepared_job import count_tokens
+from .segment_groups import count_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

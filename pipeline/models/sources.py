@@ -89,6 +89,8 @@ class LoadedModel:
     """Image reader of a vision model, which has no tokenizer."""
     notes: tuple[str, ...] = ()
     """What is different from the model as it was saved, in sentences."""
+    generator: PreTrainedModel | None = None
+    """The language model that `model` is a part of, if it was loaded too. Both share their weights."""
 
 
 def resolve_model(
@@ -270,10 +272,10 @@ def load_model(
 ) -> LoadedModel:
     """Load a model without its output head, ready to run: evaluation mode, no gradients, eager attention.
 
-    With `lm_head` it has its language-model head, and with `saved_head` the head that it was saved with, if any. With
-    `images` it reads images instead of text. Of a model that compares texts with images (CLIP, SigLIP) only the tower
-    that reads the corpus is kept. `device` ``auto`` is CUDA if available, otherwise the CPU. `dtype` ``auto`` is the
-    data type of the saved weights.
+    With `lm_head` the language model with its head is loaded too, as `generator`. With `saved_head` the model keeps the
+    head that it was saved with, if any. With `images` it reads images instead of text. Of a model that compares texts
+    with images (CLIP, SigLIP) only the tower that reads the corpus is kept. `device` ``auto`` is CUDA if available,
+    otherwise the CPU. `dtype` ``auto`` is the data type of the saved weights.
 
     Raises
     ------
@@ -347,9 +349,15 @@ def load_model(
         )
     if adapter is not None:
         model = merge_adapter(model, adapter)
-        model = model if has_head else cast("PreTrainedModel", model.base_model)
+    generator: Any = None
+    if lm_head:
+        model, generator = without_head(model), model
+    elif adapter is not None and not has_head:
+        model = cast("PreTrainedModel", model.base_model)
     model = choose_tower(model, images=images)
     try:
+        if generator is not None:
+            generator.to(device).eval().requires_grad_(False)
         model = model.to(device)  # pyright: ignore[reportArgumentType]
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"model.device {device!r} cannot be used: {error}") from error
@@ -367,8 +375,39 @@ def load_model(
     if images:
         from .image_processor import load_image_reader
 
-        return LoadedModel(model, None, identity, load_image_reader(folder, model), notes)
-    return LoadedModel(model, load_tokenizer(folder), identity, notes=notes)
+        return LoadedModel(model, None, identity, load_image_reader(folder, model), notes=notes)
+    return LoadedModel(model, load_tokenizer(folder), identity, notes=notes, generator=generator)
+
+
+def without_head(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of a language model that `AutoModel` would load. It has no weights of its own.
+
+    Most language models have it as a module. Those of T5's family have only its modules.
+
+    Raises
+    ------
+    ConfigError
+        The language model lacks weights of this part.
+    """
+    import torch
+    from transformers import AutoModel, PreTrainedModel
+
+    if model.base_model is not model:
+        return cast("PreTrainedModel", model.base_model)
+    with torch.device("meta"):
+        part = AutoModel.from_config(model.config, attn_implementation="eager")
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and type(module) is type(part):
+            return module
+    for name, module in model.named_children():
+        if hasattr(part, name):
+            setattr(part, name, module)
+    if any(parameter.is_meta for parameter in part.parameters()):
+        raise ConfigError(
+            f"{type(model).__name__} does not contain {type(part).__name__}, so what it generates cannot be captured; "
+            "remove generate.max_new_tokens."
+        )
+    return part
 
 
 def identify_model(folder: ModelFolder, config: PreTrainedConfig, architecture: str) -> ModelIdentity:

@@ -320,22 +320,18 @@ def continue_prompts(
     on_event: OnEvent = lambda event: None,
 ) -> None:
     """Generate continuations of some examples and append them; for an encoder–decoder they become the targets."""
-    from ..models.sources import load_configured
     from .generation import continue_example, end_tokens, generate_continuations, with_generated_target
 
     rows = list(indices)
     on_event(Stage(f"generating {len(rows)} continuations of at most {options.generate.max_new_tokens} tokens"))
-    generator = load_configured(options.model, lm_head=True)
-    assert generator.tokenizer is not None
+    generator, tokenizer = loaded.generator, loaded.tokenizer
+    assert generator is not None, "a job that generates text loads the language model"
+    assert tokenizer is not None, "a language model has a tokenizer"
     prompts = [examples[i].source for i in rows]
-    continuations = generate_continuations(
-        generator.model, generator.tokenizer, prompts, options.generate, options.limits
-    )
+    continuations = generate_continuations(generator, tokenizer, prompts, options.generate, options.limits)
     two_sided, start = _decoder(loaded)
     for i, ids in zip(rows, continuations, strict=True):
         if two_sided:
-            examples[i] = with_generated_target(
-                examples[i], ids, generator.tokenizer, start, end_tokens(generator.model)
-            )
+            examples[i] = with_generated_target(examples[i], ids, tokenizer, start, end_tokens(generator))
         else:
-            examples[i] = continue_example(examples[i], ids, generator.tokenizer)
+            examples[i] = continue_example(examples[i], ids, tokenizer)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job.job_runner import run_job
+from headatlas.pipeline.job.prepared_job import prepare_job
 from headatlas.pipeline.progress import Stage
+from headatlas.pipeline.tokens import generation
 from headatlas.store.errors import ConfigError, HeadAtlasError
 from headatlas.store.schema.token_table import TokenFlag
 from headatlas.store.store import open_store
@@ -155,9 +159,55 @@ def test_an_encoder_decoder_writes_its_target(tiny_job, folder_of):
         np.testing.assert_allclose(example.attention(site="cross").values, cross, atol=0.004)
 
 
-def test_what_writes_nothing_is_refused(tiny_job, tiny_folder):
+@pytest.mark.parametrize("name", ["llama", "t5", "bart"])
+def test_the_model_that_generates_is_the_model_that_is_captured(name, tiny_job, folder_of, tmp_path, monkeypatch):
+    """Count loaded models, and the bytes of all weights that exist while text is generated and after it."""
+    folder = tmp_path / name
+    shutil.copytree(folder_of(name), folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if name == "t5":  # transformers caches as many decoder layers as there are encoder layers
+        config["num_decoder_layers"] = config["num_layers"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    n_bytes, n_loads = list[int](), list[str]()
+    generate, load = generation.generate_continuations, PreTrainedModel.from_pretrained.__func__
+    gc.collect()
+    earlier_weights = weights()  # held, so that no id is used again
+    earlier = set(map(id, earlier_weights))
+
+    def new_bytes():
+        gc.collect()
+        return sum(weight.nbytes for weight in weights() if id(weight) not in earlier and not weight.is_meta)
+
+    def spied_generate(*arguments):
+        n_bytes.append(new_bytes())
+        return generate(*arguments)
+
+    def spied_load(kind, *arguments, **options):
+        n_loads.append(kind.__name__)
+        return load(kind, *arguments, **options)
+
+    monkeypatch.setattr(generation, "generate_continuations", spied_generate)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(spied_load))
+    job = {**tiny_job, "model": {"source": str(folder)}, "generate": {"max_new_tokens": 2}}
+    prepared = prepare_job(parse_config({**job, "corpus": {**tiny_job["corpus"], "max_examples": 2}}))
+    n_bytes.append(new_bytes())
+    captured = sum(parameter.nbytes for parameter in prepared.loaded.model.parameters())
+    head = AutoModelForSeq2SeqLM if name in ("t5", "bart") else AutoModelForCausalLM
+    whole = sum(parameter.nbytes for parameter in head.from_pretrained(folder).parameters())
+    assert len(n_loads) == 2  # the second is that of this test
+    assert n_bytes == [whole, captured]
+    assert type(prepared.loaded.model) is AutoModel.from_config(prepared.loaded.model.config).__class__
+
+
+def weights() -> list[torch.Tensor]:
+    return [item for item in gc.get_objects() if type(item) is torch.nn.Parameter]
+
+
+def test_what_writes_nothing_is_refused(tiny_job, folder_of):
     with pytest.raises(ConfigError, match="leaves no room for a prompt"):
-        run_job(parse_config({**tiny_job, "generate": {"max_new_tokens": 64}}))
+        run_job(
+            parse_config({**tiny_job, "model": {"source": str(folder_of("gpt2"))}, "generate": {"max_new_tokens": 64}})
+        )
     with pytest.raises(HeadAtlasError, match=r"would be random|sees later tokens"):
         run_job(parse_config({**tiny_job, "generate": {"max_new_tokens": 4}}))
     with pytest.raises(ConfigError, match="a window of a document cannot be a prompt"):

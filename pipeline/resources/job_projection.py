@@ -1,22 +1,34 @@
-"""Project the bytes on disk, memory and time of a job from token counts and shapes, before it runs."""
+"""Project the bytes on disk, memory and time of a job from token counts and shapes, before it runs.
+
+Memory is projected for the host, for a GPU, and for pinned memory of the host, and compared with what a machine has.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from headatlas.store.codecs.attention_layout import entry_counts, smallest_unsigned
 from headatlas.store.codecs.expected_sizes import compression_factor, expected_row_entries
+from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.schema.traces import TraceSpec, segment_layout
 
 from ..calls.attention_hook import OUTPUT_WEIGHTS
 from ..calls.lazy_mask import DENSE_PAIRS
+from ..progress import format_bytes, format_seconds
 from ..tokens.batch_plan import BatchLimits, BatchPlan, Lengths, SegmentSpec, plan_batches
+from .device_memory import CONTEXT_BYTES, PINNED_BATCHES, batch_results
+from .machine import Machine
 
 FIRST_USE_BYTES = 96 << 20
 """Memory that libraries allocate on first use: code, thread stacks, caches."""
+DISK_RATE = 10**9
+"""Bytes that an ordinary SSD writes in a second. An assumption, for jobs whose writing was not timed."""
+DeviceUse = Literal["none", "kernel", "torch"]
+"""Work on a GPU: none, or the reduction by the Triton kernel or by torch operations."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,13 @@ class JobProjection:
     """Fraction of the computed tokens that are padding, 0 to 1."""
     arrays: tuple[ArrayProjection, ...]
     memory: dict[str, int] = field(default_factory=dict)
-    """Peak bytes by cause."""
+    """Peak bytes of the host's memory by cause, without pinned memory."""
+    device_memory: dict[str, int] = field(default_factory=dict)
+    """Peak bytes on the GPU by cause. Empty for a job on the CPU."""
+    pinned_bytes: int = 0
+    """Peak bytes of pinned memory of the host."""
+    long_bytes: int | None = None
+    """Predicted bytes of the store with ``keep.preset = "long"``. None if it is not smaller or keeps too little."""
     time_s: float | None = None
     besides: tuple[ArrayProjection, ...] = ()
     """Tables and metadata; empty if they were not measured."""
@@ -60,8 +78,52 @@ class JobProjection:
 
     @property
     def peak_bytes(self) -> int:
-        """Predicted peak memory of the process."""
-        return sum(self.memory.values())
+        """Predicted peak memory of the process on the host."""
+        return sum(self.memory.values()) + self.pinned_bytes
+
+    @property
+    def writing_s(self) -> float:
+        """Predicted time of the disk alone, in seconds, if it is an ordinary SSD."""
+        return self.stored_bytes / DISK_RATE
+
+    def limits(self, machine: Machine) -> tuple[str, ...]:
+        """Return a sentence for each resource of which the job needs more than the machine has, or that slows it down."""
+        sentences: list[str] = []
+        device_bytes = sum(self.device_memory.values())
+        if machine.device_bytes is not None and device_bytes > machine.device_bytes:
+            advice = "run.max_batch_tokens"
+            if self.device_memory["model"] + CONTEXT_BYTES > machine.device_bytes:
+                advice = 'the precision (model.dtype = "bfloat16")'
+            sentences.append(
+                f"{machine.device} ({machine.device_name}) has {format_bytes(machine.device_bytes)} for the job, which may need "
+                f"{format_bytes(device_bytes)}. Batches that do not fit are halved; lower {advice} to avoid that."
+            )
+        if machine.host_bytes is not None and self.peak_bytes > machine.host_bytes:
+            causes = self.memory | {"pinned": self.pinned_bytes}
+            settings = {"segments": "store.segment_bytes", "activations": "run.max_batch_tokens"}
+            settings |= {"pinned": "run.max_batch_tokens", "model": 'the precision (model.dtype = "bfloat16")'}
+            advice = settings[max(settings, key=lambda cause: causes.get(cause, 0))]
+            sentences.append(
+                f"the host has {format_bytes(machine.host_bytes)} of memory for the job, which may need "
+                f"{format_bytes(self.peak_bytes)}. Lower {advice}."
+            )
+        proposal = ""
+        if self.long_bytes is not None:
+            proposal = (
+                f' keep.preset = "long" stores about {format_bytes(self.long_bytes)}: query and key instead of attention, '
+                "from which it is computed when it is read."
+            )
+        if machine.disk_bytes is not None and self.stored_bytes > machine.disk_bytes:
+            sentences.append(
+                f"the disk of the store has {format_bytes(machine.disk_bytes)} free, and the store needs about "
+                f"{format_bytes(self.stored_bytes)}.{proposal or ' Keep less, or free space.'}"
+            )
+        elif self.time_s is not None and self.writing_s > self.time_s:
+            sentences.append(
+                f"the disk is the limit: an SSD that writes {format_bytes(DISK_RATE)} a second takes "
+                f"{format_seconds(self.writing_s)} for {format_bytes(self.stored_bytes)}, longer than the model runs.{proposal}"
+            )
+        return tuple(sentences)
 
 
 @dataclass(frozen=True)
@@ -92,12 +154,16 @@ def project(
     model: ModelShape,
     fixed: FixedMemory,
     seconds_per_token: float | None = None,
+    device: DeviceUse = "none",
 ) -> JobProjection:
-    """Project bytes on disk, peak memory and time of a job from shapes alone."""
+    """Project bytes on disk, peak memory and time of a job from shapes alone.
+
+    With a `device`, model and activations are in its memory, and `fixed.tile_bytes` too.
+    """
     layouts: dict[str, int] = {}
     largest_segment = 0
     n_batches = n_padded = n_real = 0
-    largest_batch = largest_slots = 0
+    largest_batch = largest_slots = largest_results = largest_pinned = 0
     expected_entries = max_entries = 0
     for segment in segments:
         lengths = {name: np.asarray(values[segment.examples], dtype=np.int64) for name, values in n_tokens.items()}
@@ -117,20 +183,30 @@ def project(
                 _activation_bytes(batch, model) + _mask_bytes(batch, spec, lengths) + _map_bytes(batch, spec, lengths)
             )
             largest_batch = max(largest_batch, batch_bytes)
+            if device == "kernel":
+                results, pinned = batch_results(spec, batch, lengths)
+                largest_results, largest_pinned = max(largest_results, results), max(largest_pinned, pinned)
     kept_fraction = expected_entries / max(1, max_entries)
     arrays = tuple(_project_array(spec, path, raw, kept_fraction) for path, raw in layouts.items())
+    on_device = {"model": model.weight_bytes, "activations": largest_batch, "tiles": 8 * fixed.tile_bytes}
     memory = {
         "process": fixed.process_bytes + FIRST_USE_BYTES,
-        "model": model.weight_bytes,
         # One segment is written while the next one is computed. Buffers are an eighth larger than needed.
         "segments": 2 * largest_segment * 9 // 8,
         "writing": min(largest_segment, 256 << 20),
-        "activations": largest_batch,
-        "tiles": 8 * fixed.tile_bytes,
         "sparse rows": largest_slots,
         "self-check": fixed.check_bytes,
         "corpus": sum(int(np.sum(values)) for values in n_tokens.values()) * 400,
     }
+    device_memory: dict[str, int] = {}
+    if device == "none":
+        memory |= on_device
+    else:
+        # The weights are on the host until they are loaded, and segments afterwards.
+        memory["model"] = max(0, model.weight_bytes - memory["segments"])
+        device_memory = {"libraries": CONTEXT_BYTES, **on_device, "self-check": fixed.check_bytes}
+        if device == "kernel":  # copies may be slower than the model
+            device_memory |= {"results": largest_results, "tiles": 0}
     return JobProjection(
         n_examples=len(next(iter(n_tokens.values()))),
         n_tokens={name: int(np.sum(values)) for name, values in n_tokens.items()},
@@ -139,6 +215,9 @@ def project(
         wasted_tokens=1 - n_real / n_padded if n_padded else 0.0,
         arrays=arrays,
         memory=memory,
+        device_memory=device_memory,
+        pinned_bytes=PINNED_BATCHES * largest_pinned,
+        long_bytes=_long_bytes(spec, n_tokens, segments),
         time_s=None if seconds_per_token is None else seconds_per_token * n_real,
     )
 
@@ -152,6 +231,18 @@ def expected_bytes(spec: TraceSpec, n_tokens: Lengths, segments: Sequence[Segmen
         for path, layout in segment_layout(spec, lengths).items():
             total += _project_array(spec, path, layout.raw_bytes, expected / max(1, maximum)).stored_bytes
     return total
+
+
+def _long_bytes(spec: TraceSpec, n_tokens: Lengths, segments: Sequence[SegmentSpec]) -> int | None:
+    """Return the expected bytes of the traces with ``keep.preset = "long"``; None if they are not fewer.
+
+    None also if the attention of a site cannot be computed from its query and key.
+    """
+    keep = spec.keep.model_copy(update={"attention": None, "query_key": spec.keep.query_key or "float16"})
+    if spec.capture == "eager" or any(why_not_rebuilt(site, keep) is not None for site in spec.sites):
+        return None
+    n_bytes = expected_bytes(spec.model_copy(update={"keep": keep}), n_tokens, segments)
+    return n_bytes if n_bytes < expected_bytes(spec, n_tokens, segments) else None
 
 
 def _project_array(spec: TraceSpec, path: str, raw_bytes: int, kept_fraction: float) -> ArrayProjection:

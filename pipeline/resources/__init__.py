@@ -1,0 +1,1 @@
+"""Resources that a job needs, computed from token counts and shapes, and resources that the machine has."""

@@ -1,0 +1,190 @@
+"""Projections count every array. Projected memory is that of this process plus that of the job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from headatlas.pipeline.resources.device_memory import CONTEXT_BYTES, batch_results, rounded_to_power_of_two
+from headatlas.pipeline.resources.job_projection import (
+    FIRST_USE_BYTES,
+    DeviceUse,
+    FixedMemory,
+    JobProjection,
+    ModelShape,
+    project,
+)
+from headatlas.pipeline.resources.machine import Machine, describe_accelerator, read_machine, resident_bytes
+from headatlas.pipeline.tokens.batch_plan import BatchLimits, BatchPlan, plan_segments
+from headatlas.store.schema.example_sizes import example_bytes
+from headatlas.store.schema.traces import Keep, Site, TraceSpec
+
+COUNTS = {"source": np.asarray([10, 20, 30])}
+SHAPE = ModelShape(weight_bytes=1000, hidden_size=32, intermediate_size=64, element_bytes=4)
+
+
+def make_spec(**keep):
+    site = Site(
+        name="decoder",
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        d_head=8,
+        causal=True,
+        scaling=(1.0, 1.0),
+        softcap=(None, None),
+        window=(None, 3),
+    )
+    return TraceSpec(sites=(site,), keep=Keep(**keep), statistics=("entropy", "first"))
+
+
+def projection_of(spec, seconds_per_token=None, process_bytes=0):
+    segments = plan_segments(spec, COUNTS, 2, 1 << 30)
+    return project(spec, COUNTS, segments, BatchLimits(), SHAPE, FixedMemory(process_bytes, 4096, 0), seconds_per_token)
+
+
+def test_projection_counts_bytes_by_array():
+    spec = make_spec()
+    projection = projection_of(spec, seconds_per_token=0.5)
+    by_path = {array.path: array.raw_bytes for array in projection.arrays}
+    assert by_path["decoder/attention"] == 4 * (55 + 210 + 465)
+    assert by_path["decoder/attention_window_3"] == 4 * sum(6 + 3 * (n - 3) for n in COUNTS["source"])
+    assert by_path["decoder/query"] == 2 * 4 * 60 * 8 * 2
+    assert by_path["decoder/key"] == 2 * 2 * 60 * 8 * 2
+    assert by_path["decoder/statistics"] == 2 * 2 * 4 * 3 * 4
+    assert projection.raw_bytes == example_bytes(spec, COUNTS).sum()
+    assert projection.stored_bytes <= projection.raw_bytes
+    assert projection.n_segments == 2
+    assert projection.time_s == pytest.approx(30.0)
+    assert projection.peak_bytes > 1000
+
+
+def test_only_a_threshold_is_expected_to_keep_less_than_it_may():
+    stored = {
+        codec: {array.path: array for array in projection_of(make_spec(attention=codec)).arrays}
+        for codec in ("top_k:16", "threshold:0.06")  # at most 16 weights a row, both
+    }
+    for name in ("decoder/attention", "decoder/attention_key"):
+        strongest, threshold = (stored[codec][name] for codec in stored)
+        assert strongest.is_estimate
+        assert threshold.raw_bytes == strongest.raw_bytes
+        assert threshold.stored_bytes < strongest.stored_bytes / 2
+    assert not stored["top_k:16"]["decoder/edge_key"].is_estimate
+
+
+def test_memory_begins_with_that_of_the_process():
+    small, large = (projection_of(make_spec(), process_bytes=n) for n in (0, 500 << 20))
+    assert large.peak_bytes - small.peak_bytes == 500 << 20
+    assert small.memory["process"] == FIRST_USE_BYTES
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_of_the_process_is_measured():
+    base_bytes = resident_bytes()
+    block = np.ones(64 << 20, np.uint8)
+    assert resident_bytes() - base_bytes > 48 << 20
+    del block
+
+
+LLAMA = Site(
+    name="decoder",
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=8,
+    d_head=128,
+    causal=True,
+    scaling=(128**-0.5,) * 32,
+    softcap=(None,) * 32,
+    window=(None,) * 32,
+)
+LLAMA_SHAPE = ModelShape(weight_bytes=15 << 30, hidden_size=4096, intermediate_size=14336, element_bytes=2)
+H100 = Machine("cuda:0", "NVIDIA H100", 80 << 30, 256 << 30, 1 << 40)
+
+
+def llama_projection(
+    device: DeviceUse = "kernel", n_tokens=(4096,), max_tokens=16_384, seconds_per_token=None, **keep
+) -> JobProjection:
+    spec = TraceSpec(sites=(LLAMA,), keep=Keep(**keep), statistics=("entropy",))
+    counts = {"source": np.asarray(n_tokens)}
+    segments = plan_segments(spec, counts, 1024, 256 << 20)
+    limits = BatchLimits(max_tokens=max_tokens)
+    fixed = FixedMemory(process_bytes=0, tile_bytes=64 << 20, check_bytes=0)
+    return project(spec, counts, segments, limits, LLAMA_SHAPE, fixed, seconds_per_token, device)
+
+
+def test_memory_of_a_gpu_is_planned_apart_from_that_of_the_host():
+    """Check the codes of one text of 4,096 tokens, 8.6 GB, on the device and rounded to powers of two in pinned memory."""
+    pairs = 4096 * 4097 // 2
+    projection = llama_projection(edges=None, query_key=None, statistics=False)
+    codes, flags = 32 * 32 * pairs, 32 * 32
+    assert projection.device_memory["results"] == codes + flags
+    assert projection.pinned_bytes == 2 * (32 * 2**29 + flags)  # 268 MB a layer becomes 512 MiB
+    assert codes == 8_592_031_744
+    assert projection.device_memory["model"] == LLAMA_SHAPE.weight_bytes
+    assert projection.device_memory["libraries"] == CONTEXT_BYTES
+    assert "activations" not in projection.memory
+    assert projection.peak_bytes == sum(projection.memory.values()) + projection.pinned_bytes
+    on_host = llama_projection("none", edges=None, query_key=None, statistics=False)
+    assert (on_host.device_memory, on_host.pinned_bytes) == ({}, 0)
+    assert on_host.memory["activations"] == projection.device_memory["activations"]
+    by_torch = llama_projection("torch", edges=None, query_key=None, statistics=False)
+    assert by_torch.pinned_bytes == 0
+    assert by_torch.device_memory["tiles"] == 8 * (64 << 20)
+
+
+def test_results_of_a_batch_are_those_of_the_kernel():
+    """Count each array of a padded batch with two bands, grouped keys and every kind of result."""
+    lengths = {"source": np.asarray([10, 20, 30])}
+    exact, pinned = batch_results(make_spec(edges=3), BatchPlan((0, 2), 40, 60), lengths)
+    shared = [2 * 4, 4 * 40 * 3 * 4, 4 * 40 * 3 * 2, 8 * 2 * 4 * 4, 4 * 40 * 4]  # flags, edges, sums, logsumexp
+    shared += [2 * 4, 2 * 4 * 30 * 8 * 2, 2 * 4, 2 * 2 * 30 * 8 * 2]  # largest numbers, queries and keys
+    codes = [4 * (55 + 465), 4 * sum(6 + 3 * (n - 3) for n in (10, 30))]
+    assert exact == 2 * sum(shared) + sum(codes)
+    assert pinned == 2 * sum(map(rounded_to_power_of_two, shared)) + sum(map(rounded_to_power_of_two, codes))
+    assert [rounded_to_power_of_two(n) for n in (1, 2, 3, 512, 513)] == [1, 2, 4, 512, 1024]
+
+
+def test_what_exceeds_a_machine_is_said_with_advice():
+    assert llama_projection().limits(H100) == ()
+    (device,) = llama_projection().limits(Machine("cuda:1", "RTX 4090", 24 << 30, 256 << 30, 1 << 40))
+    assert device.startswith("cuda:1 (RTX 4090) has 25.8 GB for the job, which may need ")
+    assert device.endswith("lower run.max_batch_tokens to avoid that.")
+    (device,) = llama_projection().limits(Machine("cuda:0", "T4", 15 << 30, 256 << 30, 1 << 40))
+    assert "model.dtype" in device
+    (host,) = llama_projection().limits(Machine("cuda:0", "H100", 80 << 30, 16 << 30, 1 << 40))
+    assert host.startswith("the host has 17.2 GB of memory for the job, which may need ")
+    assert llama_projection().limits(Machine()) == ()  # nothing is known
+
+
+@pytest.mark.parametrize(("free", "seconds"), [(4 << 30, None), (1 << 40, 1e-3)])
+def test_a_disk_that_limits_the_job_is_said_with_the_preset_long(free, seconds):
+    """Check too little free space, and a device that computes 4,096 tokens in 4 s and would wait for the disk."""
+    machine = Machine("cuda:0", "NVIDIA H100", 80 << 30, 256 << 30, free)
+    (sentence,) = llama_projection(seconds_per_token=seconds).limits(machine)
+    assert ("the disk is the limit" in sentence) == (seconds is not None)
+    assert 'keep.preset = "long" stores about 1.' in sentence
+    assert llama_projection(seconds_per_token=seconds, attention=None).limits(machine) == ()
+
+
+def test_the_preset_long_is_not_proposed_if_attention_cannot_be_rebuilt():
+    machine = Machine(disk_bytes=1000)
+    biased = LLAMA.model_copy(update={"has_position_bias": True})
+    spec = TraceSpec(sites=(biased,), keep=Keep(), statistics=("entropy",))
+    counts = {"source": np.asarray([512])}
+    fixed = FixedMemory(0, 0, 0)
+    projection = project(spec, counts, plan_segments(spec, counts, 8, 1 << 30), BatchLimits(), SHAPE, fixed)
+    (sentence,) = projection.limits(machine)
+    assert "keep.preset" not in sentence
+    assert sentence.endswith("Keep less, or free space.")
+
+
+def test_this_machine_is_read(tmp_path):
+    machine = read_machine(torch.device("cpu"), tmp_path / "not" / "yet")
+    assert (machine.device, machine.device_bytes) == ("cpu", None)
+    assert machine.disk_bytes is not None
+    assert machine.disk_bytes > 0
+    assert machine.host_bytes is None or resident_bytes() < machine.host_bytes < 1 << 50
+    assert describe_accelerator(torch.device("cpu")) == {}
