@@ -61,6 +61,8 @@ class TraceCollector:
         """Check that the forward pass is complete, so that the next one may begin. `Batch.settle` waits for its traces."""
         self._sequence.finish()
         self._reduction.end_pass()
+        if self._batch is not None:
+            self._batch.end_pass()
         self._batch = None
 
     def finish(self) -> None:

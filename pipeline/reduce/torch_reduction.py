@@ -60,7 +60,7 @@ class TorchReduction:
         sums = {name: torch.zeros(call.query.shape[:2], device=call.query.device) for name in names}
         if request.attention or request.logsumexp or request.n_edges or names:
             for index, run in enumerate(placement.runs):
-                mask, triangular = batch.mask_of(call, site, index, run)
+                mask, triangular = batch.mask_of(call, site, layer, index, run)
                 for span in cut_run(run, site, self._tile_budget(call.query.device)):
                     result = reduce_tile(_make_tile(call, site, batch, mask, triangular, span), request)
                     store_tile(result, site, layer, placement, arrays, span)

@@ -84,7 +84,7 @@ class TritonReduction:
             self.discard()  # of a pass that stopped
             self._batch = batch
         band = arrays.band(site, layer)
-        plan = self._plans.of(call, site, band, batch)
+        plan = self._plans.of(call, site, layer, band, batch)
         if plan.placement is None or self.problem is not None:
             self.n_torch += 1
             return self._torch.reduce(call, site, layer, batch, arrays)

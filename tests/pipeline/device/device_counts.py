@@ -123,5 +123,5 @@ def count(
             dict(gpu.waits),
         )
         batch.settle()
-    assert CUDA == inputs.arguments["input_ids"].device
+    assert inputs.arguments["input_ids"].device == CUDA
     return counts
