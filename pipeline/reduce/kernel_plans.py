@@ -118,9 +118,7 @@ def _window(call: AttentionCall, site: Site, layer: int, batch: Batch) -> tuple[
             batch.mask_of(call, site, layer, 0, runs[-1])  # raises if a query sees later tokens
         if call.causal != site.causal and not longest_query == longest_key == 1:
             return False, None
-    elif (site.name, id(call.mask)) in batch.irregular:
-        return False, None
-    elif call.mask.dtype != torch.bool and not _adds_nothing(call.mask, runs):
+    elif (site.name, id(call.mask)) in batch.irregular or (call.mask.dtype != torch.bool and not _adds_nothing(call.mask, runs)):
         return False, None
     if mask.hides_nothing(longest_key):
         return True, None
