@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from headatlas.store.codecs.pairs import pack_pairs
@@ -19,7 +18,7 @@ from headatlas.store.schema.traces import Site
 from ..tokens.model_inputs import to_device
 from .attention_hook import AttentionCall
 from .lazy_mask import LOWEST, AdditiveRows, dense_pairs
-from .mask_check import BatchShape, describe, first_differences, first_hidden_weights
+from .mask_check import BatchShape, TokenPositions, describe, first_differences, first_hidden_weights
 from .mask_rules import visible_keys
 from .segment_buffers import Run, SiteArrays, SitePlacement
 
@@ -35,16 +34,16 @@ class Batch:
     placements: dict[str, SitePlacement]
     special: dict[str, Bool[Tensor, "batch token"]]
     failures: dict[int, str] = field(default_factory=dict)
-    bias_lines: dict[tuple[str, int, int, int], tuple[Tensor | None, Tensor | None, np.ndarray | None]] = field(
+    bias_lines: dict[tuple[str, int, int, int], tuple[Tensor | None, Tensor | None, Tensor]] = field(
         default_factory=dict
     )
     """Biases by distance. Keys are site, ids of bias and mask, and index of the run. An entry holds both tensors, so
     that their ids stay unique."""
+    counted_rows: dict[str, Tensor] = field(default_factory=dict)
+    """Numbers of rows that enter the means of statistics ``[statistic, example]`` by site, on the device."""
     irregular: set[tuple[str, int]] = field(default_factory=set)
     """Site and id of the masks that some example of the batch shows to differ from those of their layers. Only those
     on the CPU are known before the batch is settled."""
-    writing: Future[None] | None = None
-    """Writes of the batch's results that run on another thread; None if all were written at once."""
     _shapes: dict[str, BatchShape] = field(default_factory=dict)
     _masks: dict[tuple[int, int], tuple[Tensor, Tensor | AdditiveRows | None, bool]] = field(default_factory=dict)
     _checked: dict[tuple[str, int, bool, LayerMask, bool], Tensor | None] = field(default_factory=dict)
@@ -77,13 +76,11 @@ class Batch:
 
     @property
     def is_settled(self) -> bool:
-        """True if the batch's results are in the arrays and its failures are known."""
-        return self.writing is None and self._host_verdicts is None
+        """True if the batch's failures are known."""
+        return self._host_verdicts is None
 
     def settle(self) -> None:
-        """Wait until the batch's results are in the arrays and its failures are known. Raise the error of a write."""
-        if self.writing is not None:
-            self.writing.result()
+        """Wait until the batch's failures are known."""
         if self._copied is not None:
             self._copied.synchronize()
         if self._host_verdicts is None:
@@ -95,14 +92,19 @@ class Batch:
         self._verdicts.clear()
 
     def shape(self, site: str, device: torch.device) -> BatchShape:
-        """Return the numbers of tokens of the batch at a site. They are copied to the device once for all sites."""
+        """Return lengths and positions of the batch at a site. One copy brings those of all sites to the device."""
         if not self._shapes:
-            rows = [(placement.n_queries, placement.n_keys) for placement in self.placements.values()]
-            numbers = to_device(np.array(rows, np.int64), device)
-            for index, (name, placement) in enumerate(self.placements.items()):
+            tables = {name: _tables(placement) for name, placement in self.placements.items()}
+            sizes = [len(row) for table in tables.values() for row in table]
+            numbers = to_device(np.concatenate([row for table in tables.values() for row in table]), device)
+            rows = iter(numbers.split(sizes))
+            for name, placement in self.placements.items():
                 runs = placement.runs
                 full = (runs[0].n_queries, runs[0].n_keys) if len(runs) == 1 else None
-                self._shapes[name] = BatchShape(numbers[index, 0], numbers[index, 1], full)
+                n_queries, n_keys, examples, *tokens = (next(rows) for _ in tables[name])
+                self._shapes[name] = BatchShape(
+                    n_queries, n_keys, full, examples, TokenPositions(*tokens[:4]), TokenPositions(*tokens[4:])
+                )
         return self._shapes[site]
 
     def mask_of(
@@ -191,6 +193,18 @@ class Batch:
         self.failures.setdefault(placement.example[row], reason)
 
 
+def _tables(placement: SitePlacement) -> list[Int64[np.ndarray, "row"]]:
+    """Return lengths, numbers and token positions of the rows of a batch, in the order of `BatchShape`."""
+    lengths = np.array([placement.n_queries, placement.n_keys], np.int64)
+    table = [*lengths, np.array(placement.example, np.int64)]
+    for counts, starts in zip(lengths, (placement.query_start, placement.key_start), strict=True):
+        first = np.array(starts, np.int64)
+        row = np.repeat(np.arange(len(counts)), counts)
+        position = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        table += [first, row, position, first[row] + position]
+    return table
+
+
 def _later_tokens(module: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"{module} attends to later tokens. It did not when the model was probed with a short example."
@@ -213,9 +227,14 @@ def store_visible(
 ) -> None:
     """Write the keys that the rows of a run see into the stored mask of a layer."""
     assert arrays.visible_keys is not None, "the segment stores the mask"
-    shown = visible[:, 0].cpu().numpy()
-    for row, example in enumerate(np.broadcast_to(shown, (run.stop - run.start, *shown.shape[1:]))):
-        pairs = pack_pairs(example, causal=site.causal)
+    shown = visible[:, 0].expand(run.stop - run.start, -1, -1)
+    for row, example in enumerate(shown):
+        if example.device.type == "cpu":
+            pairs = pack_pairs(example.numpy(), causal=site.causal)
+        elif site.causal:
+            pairs = example[tuple(torch.tril_indices(run.n_queries, run.n_keys, device=example.device))]
+        else:
+            pairs = example.flatten()
         start = placement.pair_start[None][run.start + row]
         arrays.visible_keys[index, 0, start : start + len(pairs)] = pairs
 

@@ -17,15 +17,33 @@ from .mask_rules import shown_keys, visible_keys
 
 
 @dataclass(frozen=True)
-class BatchShape:
-    """Numbers of queries and keys of the examples of a batch, on the model's device.
+class TokenPositions:
+    """Positions of the query or key tokens of a batch, on the model's device.
 
-    `full` is the number of queries and keys that all examples have, or None if they differ.
+    Example `i` starts at row `start[i]` of the segment. A token has a row of the batch, a position in it, and a row of
+    the segment.
+    """
+
+    start: Int64[Tensor, "example"]
+    row: Int64[Tensor, "token"]
+    position: Int64[Tensor, "token"]
+    target: Int64[Tensor, "token"]
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """Numbers of queries and keys of the examples of a batch at a site, and their positions, on the model's device.
+
+    `full` is the number of queries and keys that all examples have, or None if they differ. `example` is the index
+    within the segment.
     """
 
     n_queries: Int64[Tensor, "example"]
     n_keys: Int64[Tensor, "example"]
     full: tuple[int, int] | None
+    example: Int64[Tensor, "example"]
+    queries: TokenPositions
+    keys: TokenPositions
 
     def inside(self, rows: slice, n_queries: int, n_keys: int) -> Bool[Tensor, "example query key"] | None:
         """Return True for the pairs of some queries that are no padding, or None if the batch has no padding."""

@@ -18,7 +18,7 @@ from headatlas.store.schema.omissions import Omissions
 from headatlas.store.writing.extension import extend_store
 from headatlas.store.writing.store_writer import Replacement, StoreWriter
 
-from ..calls.segment_buffers import BufferPool
+from ..calls.device_arrays import BufferPool
 from ..capture.collector import TraceCollector
 from ..capture.kernel_agreement import check_agreement
 from ..checks.eager_check import check_eager

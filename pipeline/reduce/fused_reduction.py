@@ -25,7 +25,7 @@ from ..calls.segment_buffers import SiteArrays
 from . import kernel
 from .kernel_plans import KernelPlan, KernelPlans
 from .layer_calls import LayerCalls, layer_addresses
-from .torch_reduction import TorchReduction
+from .torch_reduction import INVALID_SCORES, TorchReduction, report_invalid
 
 
 class KernelVectors(TorchReduction):
@@ -126,12 +126,7 @@ class FusedReduction:
             plan.layer_calls = layer_calls if layer_calls.addresses else None
         output = layer_calls.prepared.run()
         if not layer_calls.valid.all():
-            placement = batch.placements[site.name]
-            for row, head in np.argwhere(~layer_calls.valid):
-                reason = (
-                    f"{site.name} layer {site.layers[layer]} head {head}: scores are not finite, or a row sees no key"
-                )
-                batch.fail(int(row), placement, reason)
+            report_invalid(batch, site, layer, INVALID_SCORES, layer_calls.valid)
         arrays.mark_filled(layer, batch.placements[site.name])
         return output
 

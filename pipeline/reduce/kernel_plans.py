@@ -76,10 +76,10 @@ def _make_plan(call: AttentionCall, site: Site, layer: int, band: int | None, ba
         mask_bias = _additive_mask(call)
         if mask_bias is None:
             return KernelPlan(call.mask, None)
-    special = batch.special.get(site.key_sequence)
-    flags = (
-        np.zeros((len(site_placement.example), call.key.shape[2]), bool) if special is None else special.cpu().numpy()
-    )
+    special, flags = batch.special.get(site.key_sequence), None
+    if call.query.device.type == "cpu":  # a kernel on a GPU reads the batch's own flags
+        no_flags = np.zeros((len(site_placement.example), call.key.shape[2]), bool)
+        flags = no_flags if special is None else special.numpy()
     placement = kernel.BatchPlacement(
         lengths=np.array(site_placement.n_queries),
         causal=site.causal,
@@ -118,7 +118,9 @@ def _window(call: AttentionCall, site: Site, layer: int, batch: Batch) -> tuple[
             batch.mask_of(call, site, layer, 0, runs[-1])  # raises if a query sees later tokens
         if call.causal != site.causal and not longest_query == longest_key == 1:
             return False, None
-    elif (site.name, id(call.mask)) in batch.irregular or (call.mask.dtype != torch.bool and not _adds_nothing(call.mask, runs)):
+    elif (site.name, id(call.mask)) in batch.irregular or (
+        call.mask.dtype != torch.bool and not _adds_nothing(call.mask, runs)
+    ):
         return False, None
     if mask.hides_nothing(longest_key):
         return True, None

@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from headatlas.pipeline.calls.attention_hook import capturing
-from headatlas.pipeline.calls.segment_buffers import BufferPool, SegmentBuffers
+from headatlas.pipeline.calls.device_arrays import BufferPool
+from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
 from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.capture.sites import discover_sites, run_model
 from headatlas.pipeline.reduce.torch_reduction import TorchReduction
@@ -99,7 +100,7 @@ def count(
     )
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=STATISTIC_NAMES if keep.statistics else ())
     n_tokens = {key: np.array(lengths, np.int64) for key in special}
-    buffers = SegmentBuffers(spec, n_tokens, BufferPool())
+    buffers = SegmentBuffers(spec, n_tokens, BufferPool(CUDA))
     collector = TraceCollector(spec, sites, reduction(keep, spec.statistics))
     with torch.no_grad():
         gpu.reset()

@@ -153,7 +153,10 @@ class PretendCuda(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         on_device = any(isinstance(value, PretendTensor) for value in tree_flatten((args, kwargs))[0])
-        if on_device or _is_cuda(kwargs.get("device")):
+        device = kwargs.get("device")
+        # The C++ code of torch takes the tensors for tensors on "meta", and makes their scalars there.
+        is_scalar = function is torch.ops.aten.scalar_tensor.default and str(device) == "meta"
+        if on_device or is_scalar or (device is not None and torch.device(device).type == "cuda"):
             return self.run(function, args, kwargs)
         pinned = kwargs.pop("pin_memory", False)
         result = function(*args, **kwargs)
@@ -204,7 +207,10 @@ class PretendCuda(TorchDispatchMode):
             elif mixed:
                 self.mixed.append((name, _place()))
         with _disable_current_modes():
-            result = function(*host_args, **host_kwargs)
+            if name == "histc":  # a CPU counts no whole numbers
+                result = function(host_args[0].float(), *host_args[1:], **host_kwargs).to(host_args[0].dtype)
+            else:
+                result = function(*host_args, **host_kwargs)
         if name == "_local_scalar_dense" or not is_result_on_device:
             return result
         wrapped = {id(value.numbers): value for value in on_device}
@@ -239,8 +245,24 @@ class PretendCuda(TorchDispatchMode):
         self.waits[kind, _place()] += 1
 
 
+class InterpretedKernel:
+    """Triton's kernel in the interpreter, on the numbers of pretend tensors."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: object, **keywords: object) -> None:
+            values = [argument for argument in arguments if isinstance(argument, Tensor)]
+            assert all(isinstance(value, PretendTensor) for value in values), "an argument is not on the device"
+            with _disable_current_modes():
+                self._kernel[grid](*map(_numbers, arguments), **keywords)
+
+        return launch
+
+
 def _is_cuda(device: object) -> bool:
-    """Return True for the pretend GPU. The C++ code of torch takes its tensors for tensors on the device "meta"."""
+    """Return True for the pretend GPU, also by the name that the C++ code of torch has for it."""
     return device is not None and torch.device(device).type in ("cuda", "meta")  # type: ignore[call-overload]
 
 
@@ -291,6 +313,14 @@ def pretend_cuda(monkeypatch: Any, total_memory: int = 80 << 30) -> Iterator[Pre
         with _disable_current_modes():
             return PretendTensor(tensor(values, **options))
 
+    module_to = torch.nn.Module.to
+
+    def move(module: torch.nn.Module, *args: Any, **options: Any) -> torch.nn.Module:
+        if not args or not isinstance(args[0], str | torch.device) or torch.device(args[0]).type != "cuda":
+            return module_to(module, *args, **options)
+        gpu.to_device(module)
+        return module
+
     @contextlib.contextmanager
     def use_stream(stream: Stream) -> Iterator[None]:
         before, gpu.stream = gpu.stream, stream
@@ -312,10 +342,14 @@ def pretend_cuda(monkeypatch: Any, total_memory: int = 80 << 30) -> Iterator[Pre
             "current_stream": lambda device=None: gpu.stream,
             "stream": use_stream,
             "empty_cache": lambda: None,
-            "get_device_properties": lambda device=None: SimpleNamespace(total_memory=total_memory),
+            "get_device_properties": lambda device=None: SimpleNamespace(
+                name="pretend GPU", total_memory=total_memory, major=9, minor=0, multi_processor_count=132
+            ),
+            "get_device_name": lambda device=None: "pretend GPU",
             "mem_get_info": lambda device=None: (total_memory, total_memory),
         }.items():
             patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch.nn.Module, "to", move)
         patch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
         patch.setattr(torch.Tensor, "pin_memory", lambda self, *_: gpu.pin(self.clone()))
         patch.setattr(torch.Tensor, "is_pinned", lambda self, *_: gpu.is_pinned(self))
