@@ -21,7 +21,8 @@ import torch
 
 from headatlas.pipeline.calls.attention_hook import AttentionCall, capturing
 from headatlas.pipeline.calls.batch import Batch
-from headatlas.pipeline.calls.segment_buffers import BufferPool, SegmentBuffers
+from headatlas.pipeline.calls.device_arrays import BufferPool
+from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
 from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.capture.sites import forward_options
 from headatlas.pipeline.config import parse_config

@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from headatlas.store.errors import UnsupportedModelError
 
 from ..models.attention_implementation import implementation
-from .lazy_mask import LOWEST, TiledMask, tiled_mask
+from .lazy_mask import LOWEST, TiledMask, dense_pairs, tiled_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 IMPLEMENTATION = "headatlas_capture"
 
 OUTPUT_WEIGHTS = 1 << 24
-"""Largest number of weights in memory at once when the attention output is computed from weights."""
+"""Largest number of weights in memory at once on a CPU when the attention output is computed from weights."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,16 @@ def attention_output(call: AttentionCall) -> Float[Tensor, "batch query head d_v
     return (weights @ call.value.repeat_interleave(call.n_groups, dim=1)).transpose(1, 2).contiguous()
 
 
+def _output_weights(call: AttentionCall) -> int:
+    """Return the largest number of weights in memory at once on the device of a call."""
+    return max(OUTPUT_WEIGHTS, dense_pairs(call.query.device)) if call.query.device.type != "cpu" else OUTPUT_WEIGHTS
+
+
 def _output_by_rows(
     module: nn.Module, call: AttentionCall, **options: Any
 ) -> Float[Tensor, "batch query head d_value"]:
     """Compute the attention output in blocks of rows, so that neither all weights nor the full mask are in memory."""
-    n_rows = max(1, OUTPUT_WEIGHTS // (call.query.shape[0] * call.query.shape[1] * call.key.shape[2]))
+    n_rows = max(1, _output_weights(call) // (call.query.shape[0] * call.query.shape[1] * call.key.shape[2]))
     parts: list[Tensor] = []
     for start in range(0, call.query.shape[2], n_rows):
         stop = min(start + n_rows, call.query.shape[2])
@@ -211,7 +216,7 @@ def _plain_output(
     """Compute the attention output as the model would without a receiver."""
     n_weights = call.query.shape[0] * call.query.shape[1] * call.query.shape[2] * call.key.shape[2]
     is_sdpa = call.softcap is None and call.sinks is None
-    if isinstance(mask, TiledMask) or (not is_sdpa and n_weights > OUTPUT_WEIGHTS):
+    if isinstance(mask, TiledMask) or (not is_sdpa and n_weights > _output_weights(call)):
         return _output_by_rows(module, call, **options)
     if not is_sdpa:
         return attention_output(call)

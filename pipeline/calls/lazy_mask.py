@@ -18,12 +18,26 @@ from torch.utils._pytree import tree_map_only
 from transformers.masking_utils import and_masks, padding_mask_function, prepare_padding_mask, sdpa_mask
 
 DENSE_PAIRS = 1 << 22
-"""Largest number of pairs of a mask that is built in full. Larger masks are `TiledMask`s."""
+"""Largest number of pairs of a mask that is built in full on a CPU. Larger masks are `TiledMask`s."""
+_BYTES_A_PAIR = 128
+"""A mask that is built in full on a GPU, and what is computed from it, takes at most an eighth of the memory."""
 LOWEST = torch.finfo(torch.float32).min
 """Score of a hidden key."""
 
 _AS_FUNCTIONS: ContextVar[bool] = ContextVar("_AS_FUNCTIONS", default=False)
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def dense_pairs(device: torch.device) -> int:
+    """Return the largest number of pairs of a mask that is built in full on a device.
+
+    On a GPU the limit is so high that attention is computed in one call wherever the mask fits into its memory.
+    """
+    return max(DENSE_PAIRS, _device_memory(device) // _BYTES_A_PAIR)
+
+
+def _device_memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
 
 
 class TiledMask(torch.Tensor):
@@ -97,11 +111,12 @@ class TiledMask(torch.Tensor):
 def tiled_mask(
     batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, **options: Any
 ) -> Tensor | None:
-    """Return the mask of transformers' `sdpa_mask`, or a `TiledMask` if there are more than `DENSE_PAIRS` pairs.
+    """Return the mask of transformers' `sdpa_mask`, or a `TiledMask` if there are more than `dense_pairs` pairs.
 
     Inside a block of `masks_as_functions` every mask is a `TiledMask`.
     """
-    is_small = batch_size * q_length * kv_length <= DENSE_PAIRS and not _AS_FUNCTIONS.get()
+    device = torch.device(options.get("device", "cpu"))
+    is_small = batch_size * q_length * kv_length <= dense_pairs(device) and not _AS_FUNCTIONS.get()
     if options.get("use_vmap") or is_small or not isinstance(q_offset, int):
         return sdpa_mask(
             batch_size=batch_size,
@@ -118,7 +133,6 @@ def tiled_mask(
     function = rule
     if padding is not None:
         function = and_masks(function, padding_mask_function(padding))
-    device = torch.device(options.get("device", "cpu"))
     return TiledMask(function, (batch_size, q_length, kv_length), (q_offset, kv_offset), device, rule)
 
 
@@ -149,9 +163,9 @@ def _hides_nothing(
     )
 
 
-def row_blocks(n_queries: int, n_keys: int) -> Iterator[slice]:
-    """Yield slices of mask rows with at most `DENSE_PAIRS` pairs each, but at least one row."""
-    n_rows = max(1, DENSE_PAIRS // max(1, n_keys))
+def row_blocks(n_queries: int, n_keys: int, device: torch.device) -> Iterator[slice]:
+    """Yield slices of mask rows with at most `dense_pairs` pairs each, but at least one row."""
+    n_rows = max(1, dense_pairs(device) // max(1, n_keys))
     for start in range(0, n_queries, n_rows):
         yield slice(start, min(start + n_rows, n_queries))
 

@@ -23,6 +23,17 @@ def visible_keys(mask: Tensor) -> Bool[Tensor, "..."]:
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
+def shown_keys(mask: LayerMask, query_pos: Tensor, key_pos: Tensor) -> Bool[Tensor, "..."]:
+    """Return True for each pair that the rule of a mask shows, on the device of the positions. They broadcast."""
+    distance = query_pos - key_pos
+    shown = distance >= 0 if mask.causal else torch.ones_like(distance, dtype=torch.bool)
+    if mask.window is not None:
+        shown &= distance.abs() < mask.window
+    if mask.chunk is not None:
+        shown &= query_pos // mask.chunk == key_pos // mask.chunk
+    return shown
+
+
 def probed_mask(call: AttentionCall, *, causal: bool) -> LayerMask | None:
     """Return the rule of a call's mask for texts of any length, or None if one short call does not tell it."""
     if call.mask is None:

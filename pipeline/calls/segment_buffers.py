@@ -2,23 +2,34 @@
 
 Arrays are allocated once at their final size and filled in place, example by example, in any order of batches. They
 need no padding, concatenation or further copies. The next segment reuses the memory, because new memory pages cost as
-much time as compression. `check_filled` verifies that no values of the previous segment remain.
+much time as compression. `check_filled` verifies that no values of the previous segment remain. The traces of a model on a GPU
+gather in arrays of the same layout on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int64
+from torch import Tensor
 
 from headatlas.store.codecs.array_layout import ArrayLayout
 from headatlas.store.codecs.attention_layout import band_array, pair_offset
+from headatlas.store.codecs.pairs import first_key, row_start
 from headatlas.store.codecs.sparse_rows import SparseHeadRows, sparse_arrays
 from headatlas.store.errors import HeadAtlasError
-from headatlas.store.schema.traces import Site, TraceSpec, segment_layout, zero_distance
+from headatlas.store.schema.traces import Site, SiteName, TraceSpec, segment_layout, zero_distance
+
+from ..tokens.model_inputs import to_device
+from .device_arrays import SMALL_ARRAYS, BlockLayout, BufferPool, DeviceArrays
+
+TraceArray = Any
+"""An array of the host, or a tensor of a GPU with the same shape."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +73,10 @@ class SparseRows:
     """
 
     layouts: list[ArrayLayout]
-    key: np.ndarray
-    stored: np.ndarray
-    count: np.ndarray
-    dropped: np.ndarray
+    key: TraceArray
+    stored: TraceArray
+    count: TraceArray
+    dropped: TraceArray
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays as they are stored, by path."""
@@ -86,25 +97,29 @@ class SparseRows:
 class SiteArrays:
     """Arrays of one site of a segment (see `headatlas.store.schema.traces.segment_layout`), None if not stored."""
 
-    attention: np.ndarray | None = None
+    attention: TraceArray | None = None
     """Pairs of the layers without a window."""
-    attention_bands: dict[int | None, np.ndarray] = field(default_factory=dict)
+    attention_bands: dict[int | None, TraceArray] = field(default_factory=dict)
     """Pairs by band: None for layers without a window, else the window. Empty with a sparse codec."""
     sparse: SparseRows | None = None
-    query: np.ndarray | None = None
-    key: np.ndarray | None = None
-    logsumexp: np.ndarray | None = None
-    query_scale: np.ndarray | None = None
-    key_scale: np.ndarray | None = None
-    position_bias: np.ndarray | None = None
-    sinks: np.ndarray | None = None
-    visible_keys: np.ndarray | None = None
+    query: TraceArray | None = None
+    key: TraceArray | None = None
+    logsumexp: TraceArray | None = None
+    query_scale: TraceArray | None = None
+    key_scale: TraceArray | None = None
+    position_bias: TraceArray | None = None
+    sinks: TraceArray | None = None
+    visible_keys: TraceArray | None = None
     """Masks that follow no rule, ``[stored layer, 1, pair]``."""
-    edge_key: np.ndarray | None = None
-    edge_weight: np.ndarray | None = None
-    statistics: np.ndarray | None = None
+    edge_key: TraceArray | None = None
+    edge_weight: TraceArray | None = None
+    statistics: TraceArray | None = None
     is_filled: Bool[np.ndarray, "layer example"] = field(default_factory=lambda: np.zeros((0, 0), bool))
     """True for each map (one layer of one example) that is written."""
+    n_rows: int = 0
+    """Number of rows of the segment."""
+    pair_of_row: dict[int | None, Tensor] = field(default_factory=dict)
+    """Index of the pair of each row of the segment with key 0, also if it is not stored; by band, on a GPU only."""
     zero_distance: int = 0
     """Index of key_pos − query_pos = 0 in `position_bias`."""
     written_distances: Bool[np.ndarray, "layer distance"] = field(default_factory=lambda: np.zeros((0, 0), bool))
@@ -129,26 +144,11 @@ class SiteArrays:
         """Return the window of the band that holds a layer's pairs. None if all pairs or no pairs are stored."""
         return site.band(layer) if self.attention_bands else None
 
-    def attention_of(self, site: Site, layer: int) -> np.ndarray | None:
+    def attention_of(self, site: Site, layer: int) -> TraceArray | None:
         """Return the array ``[head, pair]`` of a layer's pairs, or None if attention is not stored densely."""
         band = site.band(layer)
         array = self.attention_bands.get(band)
         return None if array is None else array[site.bands[band].index(layer)]
-
-
-@dataclass
-class BufferPool:
-    """Memory blocks that are reused for the next segment."""
-
-    _blocks: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Return an uninitialized array. It is valid until the next call with the same name."""
-        n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        block = self._blocks.get(name)
-        if block is None or block.nbytes < n_bytes:
-            block = self._blocks[name] = np.empty(n_bytes + n_bytes // 8, dtype=np.uint8)
-        return block[:n_bytes].view(dtype).reshape(shape)
 
 
 class SegmentBuffers:
@@ -170,64 +170,151 @@ class SegmentBuffers:
         self.spec = spec
         self.n_tokens = n_tokens
         self.layout = segment_layout(spec, n_tokens)
-        pool = pool or BufferPool()
+        self._pool = pool or BufferPool()
         codec = spec.attention_codec
         self._sparse = codec is not None and codec.selection is not None
-        self._arrays = {
-            path: pool.take(path, layout.shape, layout.dtype)
-            for path, layout in self.layout.items()
-            if not (self._sparse and _is_attention(path))
-        }
+        self._block_layout = BlockLayout({path: self._memory_shape(path) for path in self.layout})
+        self._block = self._pool.take(self._block_layout.n_bytes)
+        self._arrays = self._block_layout.numpy(self._block)
+        self._device: DeviceArrays | None = None
+        self._device_sites: list[dict[str, SiteArrays]] = []
+        self._is_copied = False
         self.sites: dict[str, SiteArrays] = {}
         self._offsets: dict[str, tuple[np.ndarray, np.ndarray, dict[int | None, np.ndarray]]] = {}
         for site in spec.sites:
-            self.sites[site.name] = SiteArrays()
-            bands = {band_array(band): band for band in site.bands}
-            for path, array in self._arrays.items():
-                owner, name = path.split("/", 1)
-                if owner != site.name:
-                    continue
-                if name in bands:
-                    self.sites[site.name].attention_bands[bands[name]] = array
-                if name == "attention" or name not in bands:
-                    setattr(self.sites[site.name], name, array)
             n_queries, n_keys = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
-            if self._sparse:
-                self.sites[site.name].sparse = self._allocate_slots(site, int(n_keys.max(initial=0)), pool)
+            self.sites[site.name] = self._site_arrays(site, self._arrays)
             pairs = {band: pair_offset(site, n_queries, n_keys, band) for band in (None, *site.bands)}
             self._offsets[site.name] = (_offsets(n_queries), _offsets(n_keys), pairs)
+            self.sites[site.name].written_distances = np.zeros((site.n_layers, 0), bool)
+            self.sites[site.name].n_rows = int(n_queries.sum())
             self.sites[site.name].zero_distance = zero_distance(n_queries)
             self.sites[site.name].is_filled = np.zeros((site.n_layers, len(n_queries)), bool)
             self.sites[site.name].clear(n_queries == 0)
 
+    def _memory_shape(self, path: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Return shape and type of an array in memory. Weights of a sparse codec lie in slots."""
+        layout, (site, name) = self.layout[path], path.split("/", 1)
+        if not self._sparse or not _is_attention(path):
+            return layout.shape, layout.dtype
+        codec = self.spec.attention_codec
+        assert codec is not None
+        assert codec.selection is not None
+        if name in ("attention_count", "attention_dropped"):
+            return layout.shape, layout.dtype
+        longest = int(self.n_tokens[self.spec.site(site).key_sequence].max(initial=0))
+        rows = self.layout[f"{site}/attention_count"].shape
+        return (*rows, min(codec.selection.n_kept, longest)), layout.dtype
+
+    def _site_arrays(self, site: Site, arrays: Mapping[str, Any]) -> SiteArrays:
+        """Return the arrays of a site from those of the segment, which may be tensors of a device."""
+        result, bands = SiteArrays(), {band_array(band): band for band in site.bands}
+        own = {
+            name: array for path, array in arrays.items() for owner, name in [path.split("/", 1)] if owner == site.name
+        }
+        for name, array in own.items():
+            if self._sparse and name.startswith("attention"):
+                continue
+            if name in bands:
+                result.attention_bands[bands[name]] = array
+            if name == "attention" or name not in bands:
+                setattr(result, name, array)
+        if self._sparse:
+            names = ("attention_key", "attention", "attention_count", "attention_dropped")
+            layouts = [layout for path, layout in self.layout.items() if path.startswith(f"{site.name}/attention")]
+            result.sparse = SparseRows(layouts, *(own[name] for name in names))
+        return result
+
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Trace arrays by path. Arrays of a sparse codec are computed at each access."""
+        """Trace arrays by path, after their copies from the device. Arrays of a sparse codec are computed at each access."""
+        if self._device is not None:
+            self.start_copy()
+            self._device.wait()
         arrays = dict(self._arrays)
         for site in self.sites.values():
             arrays |= site.sparse.arrays() if site.sparse is not None else {}
         return {path: arrays[path] for path in self.layout}
 
-    def _allocate_slots(self, site: Site, longest: int, pool: BufferPool) -> SparseRows:
-        """Allocate the slots of a sparse codec for a site."""
-        codec = self.spec.attention_codec
-        assert codec is not None
-        assert codec.selection is not None
-        layout_by_name = {
-            path.split("/", 1)[1]: layout for path, layout in self.layout.items() if path.startswith(f"{site.name}/")
-        }
-        layouts = {name: layout for name, layout in layout_by_name.items() if _is_attention(layout.path)}
-        rows = layouts["attention_count"].shape
-        slots = (*rows, min(codec.selection.n_kept, longest))
-        shapes = {"attention": slots, "attention_key": slots, "attention_count": rows, "attention_dropped": rows}
-        arrays = {n: pool.take(layouts[n].path, shape, layouts[n].dtype) for n, shape in shapes.items()}
-        return SparseRows(
-            list(layouts.values()),
-            arrays["attention_key"],
-            arrays["attention"],
-            arrays["attention_count"],
-            arrays["attention_dropped"],
-        )
+    def _make_device_sites(self, device: torch.device) -> None:
+        assert self._device is not None
+        self._device_sites = [
+            {
+                name: replace(
+                    self._site_arrays(self.spec.site(name), arrays),
+                    is_filled=host.is_filled,
+                    n_rows=host.n_rows,
+                    pair_of_row=self._pairs_of_rows(self.spec.site(name), device),
+                    zero_distance=host.zero_distance,
+                    written_distances=host.written_distances,
+                )
+                for name, host in self.sites.items()
+            }
+            for arrays in self._device.sets
+        ]
+
+    def _pairs_of_rows(self, site: Site, device: torch.device) -> dict[int | None, Tensor]:
+        """Return `SiteArrays.pair_of_row` of a site."""
+        tables: dict[int | None, Tensor] = {}
+        if self.spec.attention_codec is None or self._sparse:
+            return tables
+        rows, _, pairs = self._offsets[site.name]
+        n_rows = np.diff(rows)
+        query_pos = np.arange(rows[-1]) - np.repeat(rows[:-1], n_rows)
+        n_keys = np.repeat(self.n_tokens[site.key_sequence], n_rows)
+        for band in site.bands:
+            first = row_start(query_pos, n_keys, causal=site.causal, window=band) - first_key(query_pos, window=band)
+            tables[band] = to_device(np.repeat(pairs[band][:-1], n_rows) + first, device)
+        return tables
+
+    def target(self, site: SiteName, layer: int, device: torch.device) -> SiteArrays:
+        """Return the arrays that a call on a device writes to. On a GPU they may hold this layer only."""
+        if device.type == "cpu":
+            return self.sites[site]
+        self._is_copied = False
+        if self._device is None:
+            self._device = DeviceArrays(self._block_layout, self._block, self._pool, device)
+            self._make_device_sites(device)
+        return self._device_sites[self._device.start_layer(layer)][site]
+
+    def end_layer(self, site: Site, layer: int, placement: SitePlacement) -> None:
+        """Start the copy of a layer of a batch, if the device holds one layer at a time."""
+        if self._device is not None and self._device.by_layer:
+            self._device.copy_layer(layer, self._written_parts(site, layer, placement))
+
+    def start_copy(self) -> None:
+        """Start the copy of the traces from the device to the host. `arrays` waits for it."""
+        if self._device is not None and not self._is_copied:
+            self._device.start_copy()
+            self._is_copied = True
+
+    def shrink(self) -> bool:
+        """Use less memory of the device from now on. Return False if that is not possible."""
+        if self._device is None or not self._device.shrink():
+            return False
+        self._make_device_sites(self._device.device)
+        return True
+
+    def _written_parts(
+        self, site: Site, layer: int, placement: SitePlacement
+    ) -> Iterator[tuple[str, int, list[tuple[int, int]]]]:
+        """Yield the arrays that a layer of a batch wrote, with the index of the layer and the spans of positions."""
+        queries, keys, pairs = self._offsets[site.name]
+        band = None if self._sparse else site.band(layer)
+        for path in self._arrays:
+            owner, name = path.split("/", 1)
+            is_pairs, index, offsets = _is_attention(path) and not self._sparse, layer, queries
+            if owner != site.name or name in SMALL_ARRAYS or (is_pairs and name != band_array(band)):
+                continue
+            if is_pairs:
+                index, offsets = site.bands[band].index(layer), pairs[band]
+            elif name == "visible_keys":
+                if site.masks[layer].stored is None:
+                    continue
+                index, offsets = site.masks[layer].stored, pairs[None]
+            elif name == "key":
+                offsets = keys
+            yield path, index, _spans(offsets, placement.example)
 
     def place(self, site: Site, examples: Sequence[int]) -> SitePlacement:
         """Return the positions of a batch of these examples (by index within the segment)."""
@@ -263,6 +350,25 @@ class SegmentBuffers:
                     f"{len(missing)} maps of site {site.name} were not computed, the first in layer {site.layers[layer]} of example "
                     f"{example} of the segment. The segment is not stored. Please report this."
                 )
+
+
+def as_stored(values: Tensor, target: TraceArray) -> TraceArray:
+    """Return values as they are written to an array: of its type, and on the host if it lies there."""
+    if isinstance(target, Tensor):
+        return values.to(target.dtype)
+    return values.cpu().numpy().astype(target.dtype, copy=False)
+
+
+def _spans(offsets: Int64[np.ndarray, "boundary"], examples: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the positions of some examples as few spans."""
+    spans: list[tuple[int, int]] = []
+    for example in sorted(examples):
+        start, stop = int(offsets[example]), int(offsets[example + 1])
+        if spans and spans[-1][1] == start:
+            spans[-1] = (spans[-1][0], stop)
+        elif stop > start:
+            spans.append((start, stop))
+    return spans
 
 
 def _is_attention(path: str) -> bool:

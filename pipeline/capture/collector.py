@@ -42,25 +42,32 @@ class TraceCollector:
         assert self._batch is not None, "begin() comes before the forward pass"
         assert self._buffers is not None, "begin() comes before the forward pass"
         site_call = self._sequence.next(call.module)
-        site, arrays = self._sites.site(site_call.site), self._buffers.sites[site_call.site]
+        site, layer = self._sites.site(site_call.site), site_call.layer
+        arrays = self._buffers.target(site.name, layer, call.query.device)
         call = uniform_call(call, site)
-        self._batch.check_mask(call, site, site_call.layer, arrays)
-        return self._reduction.reduce(call, site, site_call.layer, self._batch, arrays)
+        self._batch.check_mask(call, site, layer, arrays)
+        output = self._reduction.reduce(call, site, layer, self._batch, arrays)
+        self._buffers.end_layer(site, layer, self._batch.placements[site.name])
+        return output
 
     def receive_weights(self, name: str, weights: Tensor) -> None:
         """Reduce the maps ``[batch, head, query, key]`` that a model in eager mode returned for one layer."""
         assert self._batch is not None, "begin() comes before the forward pass"
         assert self._buffers is not None, "begin() comes before the forward pass"
         site_call = self._sequence.next(name)
-        site, arrays = self._sites.site(site_call.site), self._buffers.sites[site_call.site]
+        site, layer = self._sites.site(site_call.site), site_call.layer
+        arrays = self._buffers.target(site.name, layer, weights.device)
         assert isinstance(self._reduction, TorchReduction), "maps are reduced by torch operations"
-        self._batch.check_weights(weights, site, site_call.layer, arrays)
-        self._reduction.reduce_weights(weights, site, site_call.layer, self._batch, arrays)
+        self._batch.check_weights(weights, site, layer, arrays)
+        self._reduction.reduce_weights(weights, site, layer, self._batch, arrays)
+        self._buffers.end_layer(site, layer, self._batch.placements[site.name])
 
     def end_pass(self) -> None:
         """Check that the forward pass is complete, so that the next one may begin. `Batch.settle` waits for its traces."""
         self._sequence.finish()
         self._reduction.end_pass()
+        if self._batch is not None:
+            self._batch.end_pass()
         self._batch = None
 
     def finish(self) -> None:

@@ -21,8 +21,8 @@ from headatlas.store.schema.omissions import Omissions
 from headatlas.store.writing.extension import extend_store
 from headatlas.store.writing.store_writer import Replacement, StoreWriter
 
+from ..calls.device_arrays import BufferPool
 from ..calls.out_of_memory import is_out_of_memory, release_memory
-from ..calls.segment_buffers import BufferPool
 from ..capture.collector import TraceCollector
 from ..capture.kernel_agreement import check_agreement
 from ..checks.eager_check import check_eager

@@ -19,8 +19,9 @@ from headatlas.store.files.manifest import Dropped, SegmentEntry
 from headatlas.store.schema.example_sizes import example_bytes
 
 from ..calls.batch import Batch
+from ..calls.device_arrays import BufferPool
 from ..calls.out_of_memory import is_out_of_memory, release_memory
-from ..calls.segment_buffers import BufferPool, SegmentBuffers
+from ..calls.segment_buffers import SegmentBuffers
 from ..capture.collector import TraceCollector
 from ..capture.eager import forwarding
 from ..corpora.examples import CorpusExample, EncodedExample, without_tokens
@@ -147,7 +148,7 @@ def _fill(
                     retry(part)
             if unsettled is not None:
                 settle(unsettled)
-            if attempt is not None and attempt.batch.writing is None:
+            if attempt is not None and attempt.batch.is_settled:
                 settle(attempt)
                 attempt = None
             unsettled = attempt
@@ -184,7 +185,6 @@ def _is_settled(batch: Batch) -> bool:
         batch.settle()
     except (MemoryError, RuntimeError, OSError) as error:
         _drop_frames_if_out_of_memory(error)
-        batch.writing = None
         return False
     return True
 

@@ -23,7 +23,7 @@ from headatlas.store.schema.traces import segment_layout
 from headatlas.store.store import open_store
 from headatlas.store.writing.store_writer import StoreWriter
 
-from ..calls.segment_buffers import BufferPool
+from ..calls.device_arrays import BufferPool
 from ..capture.collector import TraceCollector
 from ..reduce.reduction import choose_reduction
 from ..resources.job_projection import ArrayProjection, JobProjection

@@ -15,11 +15,25 @@ _SCRATCH_BYTES = 8 * 1024
 
 
 @dataclass(frozen=True)
+class DeviceTargets:
+    """Arrays of a layer of the segment that a call writes to, None for those that are not stored. All are contiguous.
+
+    Codes are [head, pair], logsumexp is [head, row], edges are [head, row, edge]. Stored pairs outside the window are
+    left as they are.
+    """
+
+    codes: Tensor | None = None
+    logsumexp: Tensor | None = None
+    edge_key: Tensor | None = None
+    edge_weight: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class DeviceCall:
     """One call of a right padded batch on the device; the names are those of `kernel.AttentionInputs`.
 
-    `row_start` [example] is an index within the batch. `pair_of_row` [row of the batch] is the index of the row's pair
-    with key 0, even if that pair is not stored. Pairs `band` or more positions apart are not stored. `special` is int8
+    `row_start` [example] is an index among the `n_rows` rows of the results. `pair_of_row` [row] is the index of the
+    row's pair with key 0, even if that pair is not stored. Pairs `band` or more positions apart are not stored. `special` is int8
     [example, key_pos].
     """
 
@@ -41,6 +55,8 @@ class DeviceCall:
     biases: tuple[Tensor, ...] = ()
     sinks: Tensor | None = None
     special: Tensor | None = None
+    targets: DeviceTargets = DeviceTargets()
+    """Where results go that have a place already. The others are allocated."""
 
 
 @dataclass(frozen=True)

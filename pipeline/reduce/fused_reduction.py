@@ -1,10 +1,9 @@
 """Reduction by the fused CPU kernel. Calls that the kernel does not support fall back to torch operations.
 
-The kernel supports soft cap, sinks, position bias, and every codec with one number per weight. Each mask is compared
-once per batch with the mask that lengths, causality and a sliding window imply. If they are equal the kernel does not
-read it. Any other mask is added to the scores. In float32 the kernel also computes the attention output, and SDPA
-does not run. Half precision is converted to float32 for the kernel, and SDPA computes the output. The hidden states
-are therefore those of the plain model.
+The kernel supports soft cap, sinks, position bias, and every codec with one number per weight. If lengths, causality and
+a sliding window describe a layer's mask the kernel does not read it. Any other mask is added to the scores. In float32
+the kernel also computes the attention output, and SDPA does not run. Half precision is converted to float32 for the
+kernel, and SDPA computes the output. The hidden states are therefore those of the plain model.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from ..calls.segment_buffers import SiteArrays
 from . import kernel
 from .kernel_plans import KernelPlan, KernelPlans
 from .layer_calls import LayerCalls, layer_addresses
-from .torch_reduction import TorchReduction
+from .torch_reduction import INVALID_SCORES, TorchReduction, report_invalid
 
 
 class KernelVectors(TorchReduction):
@@ -113,7 +112,7 @@ class FusedReduction:
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
         """Write the stored arrays of one call into `arrays`. Return the attention output if the kernel computed it."""
-        plan = self._plans.of(call, site, arrays.band(site, layer), batch)
+        plan = self._plans.of(call, site, layer, arrays.band(site, layer), batch)
         if plan.placement is None or call.query.device.type != "cpu":
             self.n_torch += 1
             return self._torch.reduce(call, site, layer, batch, arrays)
@@ -127,12 +126,7 @@ class FusedReduction:
             plan.layer_calls = layer_calls if layer_calls.addresses else None
         output = layer_calls.prepared.run()
         if not layer_calls.valid.all():
-            placement = batch.placements[site.name]
-            for row, head in np.argwhere(~layer_calls.valid):
-                reason = (
-                    f"{site.name} layer {site.layers[layer]} head {head}: scores are not finite, or a row sees no key"
-                )
-                batch.fail(int(row), placement, reason)
+            report_invalid(batch, site, layer, INVALID_SCORES, layer_calls.valid)
         arrays.mark_filled(layer, batch.placements[site.name])
         return output
 

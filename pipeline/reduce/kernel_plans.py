@@ -1,22 +1,25 @@
 """Plans for the kernel calls of a batch: the placement of its examples, and the mask to add to the scores.
 
-Each mask is compared once per batch with the mask that lengths, causality and a sliding window imply. If they are equal
-the kernel does not read it. Any other mask is added to the scores.
+If lengths, causality and a sliding window describe a layer's mask the kernel does not read it. Any other mask is added
+to the scores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from headatlas.store.schema.layer_masks import LayerMask
 from headatlas.store.schema.traces import Site
 
 from ..calls.attention_hook import AttentionCall
-from ..calls.batch import Batch
-from ..calls.lazy_mask import DENSE_PAIRS, LOWEST, AdditiveRows, row_blocks
+from ..calls.batch import Batch, mask_of_run
+from ..calls.lazy_mask import LOWEST, dense_pairs
+from ..calls.segment_buffers import Run
 from . import kernel
 from .layer_calls import LayerCalls
 
@@ -43,17 +46,17 @@ class KernelPlans:
     """Plans of one batch. They are discarded when the next batch starts."""
 
     _batch: Batch | None = None
-    _plans: dict[tuple[str, int, bool, int | None, int | None], KernelPlan] = field(default_factory=dict)
+    _plans: dict[tuple[str, int, bool, int | None, int | None, LayerMask], KernelPlan] = field(default_factory=dict)
 
-    def of(self, call: AttentionCall, site: Site, band: int | None, batch: Batch) -> KernelPlan:
+    def of(self, call: AttentionCall, site: Site, layer: int, band: int | None, batch: Batch) -> KernelPlan:
         """Return the plan of a call with pairs stored in this band."""
         if self._batch is not batch:
             self._batch = batch
             self._plans.clear()
-        kind = (site.name, id(call.mask), call.causal, call.window, band)
+        kind = (site.name, id(call.mask), call.causal, call.window, band, site.masks[layer])
         plan = self._plans.get(kind)
         if plan is None:
-            plan = self._plans[kind] = _make_plan(call, site, band, batch)
+            plan = self._plans[kind] = _make_plan(call, site, layer, band, batch)
         # Types and biases may differ between layers, so they are checked for every call.
         if call.query.dtype not in _DTYPES or call.value.dtype != call.query.dtype:
             return KernelPlan(None, None)
@@ -63,27 +66,20 @@ class KernelPlans:
         return plan
 
 
-def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) -> KernelPlan:
+def _make_plan(call: AttentionCall, site: Site, layer: int, band: int | None, batch: Batch) -> KernelPlan:
     """Create the plan for calls with this mask and with pairs stored in this band."""
     site_placement = batch.placements[site.name]
     narrow_band = band if band is not None and any(run.n_keys > band for run in site_placement.runs) else None
-    # Some models count the query's own position in the window, some do not. The mask decides.
-    widths = () if call.window is None or site.name == "cross" else (call.window, call.window - 1)
-    windows = [None, *(window for window in widths if window > 0)]
-    for index, run in enumerate(site_placement.runs):
-        mask, triangular = batch.mask_of(call, site, index, run)
-        windows = [
-            w for w in windows if _shows_expected_keys(mask, triangular, run.n_queries, run.n_keys, site.causal, w)
-        ]
+    has_rule, window = _window(call, site, layer, batch)
     mask_bias = None
-    if not windows:
+    if not has_rule:
         mask_bias = _additive_mask(call)
         if mask_bias is None:
             return KernelPlan(call.mask, None)
-    special = batch.special.get(site.key_sequence)
-    flags = (
-        np.zeros((len(site_placement.example), call.key.shape[2]), bool) if special is None else special.cpu().numpy()
-    )
+    special, flags = batch.special.get(site.key_sequence), None
+    if call.query.device.type == "cpu":  # a kernel on a GPU reads the batch's own flags
+        no_flags = np.zeros((len(site_placement.example), call.key.shape[2]), bool)
+        flags = no_flags if special is None else special.numpy()
     placement = kernel.BatchPlacement(
         lengths=np.array(site_placement.n_queries),
         causal=site.causal,
@@ -94,7 +90,7 @@ def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) 
         special=flags,
         band=narrow_band,
     )
-    return KernelPlan(call.mask, placement, windows[0] if windows else None, mask_bias)
+    return KernelPlan(call.mask, placement, window, mask_bias)
 
 
 def _additive_mask(call: AttentionCall) -> Tensor | None:
@@ -103,38 +99,41 @@ def _additive_mask(call: AttentionCall) -> Tensor | None:
     if mask is None or mask.ndim != 4 or mask.shape[2:] != (call.query.shape[2], call.key.shape[2]):
         return None
     if mask.dtype == torch.bool:
-        if mask.numel() > DENSE_PAIRS:  # too large in float32; torch operations compute it in tiles
+        if mask.numel() > dense_pairs(mask.device):  # too large in float32; torch operations compute it in tiles
             return None
         return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, LOWEST)
     return mask.float().clamp(min=LOWEST)
 
 
-def _shows_expected_keys(
-    mask: Tensor | AdditiveRows | None, triangular: bool, n_queries: int, n_keys: int, causal: bool, window: int | None
-) -> bool:
-    """Return True if a run's mask (additive, or None) shows exactly the keys that causality and window show."""
-    hides_nothing = n_queries == 1 and n_keys == 1
-    reaches_all = window is None or window >= n_keys
-    if mask is None and reaches_all:
-        return triangular == causal or hides_nothing
-    tiles = row_blocks(n_queries, n_keys)
-    return all(_shows_expected_keys_in(mask, triangular, rows, n_keys, causal, window) for rows in tiles)
+def _window(call: AttentionCall, site: Site, layer: int, batch: Batch) -> tuple[bool, int | None]:
+    """Return True and the kernel's window, or None, if lengths, causality and the window describe the mask.
+
+    `Batch.check_mask` verifies that the call shows the keys of the layer's mask. A query of the kernel sees the keys
+    less than a window away at a causal site, and up to a window away at others.
+    """
+    mask, runs = site.masks[layer], batch.placements[site.name].runs
+    longest_query, longest_key = max(run.n_queries for run in runs), max(run.n_keys for run in runs)
+    if call.mask is None:
+        if site.causal and not call.causal:
+            batch.mask_of(call, site, layer, 0, runs[-1])  # raises if a query sees later tokens
+        if call.causal != site.causal and not longest_query == longest_key == 1:
+            return False, None
+    elif (site.name, id(call.mask)) in batch.irregular or (
+        call.mask.dtype != torch.bool and not _adds_nothing(call.mask, runs)
+    ):
+        return False, None
+    if mask.hides_nothing(longest_key):
+        return True, None
+    if mask.stored is not None or mask.chunk is not None or mask.window is None:
+        return False, None
+    window = mask.window if site.causal else mask.window - 1
+    # On the CPU a window that the model does not name is a bias of the kernel, which may round otherwise.
+    is_named = call.window is not None and window in (call.window, call.window - 1)
+    return window > 0 and (is_named or call.query.device.type != "cpu"), window
 
 
-def _shows_expected_keys_in(
-    mask: Tensor | AdditiveRows | None, triangular: bool, rows: slice, n_keys: int, causal: bool, window: int | None
-) -> bool:
-    """Return True if some rows of a mask show exactly the expected keys."""
-    full = slice(None)
-    tile = None if mask is None else mask[full, full, rows, full]
-    device = None if tile is None else tile.device
-    query = torch.arange(rows.start, rows.stop, device=device, dtype=torch.int32)
-    distance = query[:, None] - torch.arange(n_keys, device=device, dtype=torch.int32)
-    expected = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
-    if window is not None:
-        expected &= distance < window if causal else distance.abs() <= window
-    if tile is None:
-        visible = distance >= 0 if triangular else torch.ones_like(expected)
-        return bool((visible == expected).all())
-    hidden = torch.finfo(tile.dtype).min / 2
-    return bool(((tile == 0) | (tile < hidden)).all()) and bool(((tile == 0) == expected).all())
+def _adds_nothing(mask: Tensor, runs: Sequence[Run]) -> bool:
+    """Return True if an additive mask only hides keys. A mask on a GPU is not read: the host would wait."""
+    hidden = torch.finfo(mask.dtype).min / 2
+    crops = (mask_of_run(mask, run) for run in runs)
+    return mask.device.type == "cpu" and all(bool(((crop == 0) | (crop < hidden)).all()) for crop in crops)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from headatlas.store.codecs.pairs import pair_rows
 from headatlas.store.codecs.sparse_rows import dropped_mass
 from headatlas.store.schema.traces import Site
 
-from ..calls.segment_buffers import Run, SiteArrays, SitePlacement, SparseRows
+from ..calls.segment_buffers import Run, SiteArrays, SitePlacement, SparseRows, TraceArray, as_stored
 from .tile_reduction import KeptWeights, TileResult
 
 
@@ -36,26 +35,26 @@ def store_tile(
         _store_attention(result.attention, site, site.band(layer), out[heads], placement, span)
     if result.sparse_weights is not None and arrays.sparse is not None:
         _store_sparse(result.sparse_weights, arrays.sparse, layer, heads, placement, rows, queries)
-    logsumexp = None if result.logsumexp is None else result.logsumexp.cpu().numpy()
-    edge_key = None if result.edge_key is None else result.edge_key.cpu().numpy()
-    edge_weight = None if result.edge_weight is None else result.edge_weight.to(torch.float16).cpu().numpy()
-    if edge_key is not None and arrays.edge_key is not None:
-        edge_key = edge_key.astype(arrays.edge_key.dtype)  # -1 becomes the type's maximum
+    by_row = [
+        (as_stored(values, out), out[layer])
+        for values, out in (
+            (result.logsumexp, arrays.logsumexp),
+            (result.edge_key, arrays.edge_key),  # -1 becomes the type's maximum
+            (None if result.edge_weight is None else result.edge_weight.half(), arrays.edge_weight),
+        )
+        if values is not None and out is not None
+    ]
     for i, row in enumerate(range(rows.start, rows.stop)):
         token_rows = slice(placement.query_start[row] + queries.start, placement.query_start[row] + queries.stop)
-        if logsumexp is not None and arrays.logsumexp is not None:
-            arrays.logsumexp[layer, heads, token_rows] = logsumexp[i]
-        if edge_key is not None and arrays.edge_key is not None:
-            arrays.edge_key[layer, heads, token_rows] = edge_key[i]
-        if edge_weight is not None and arrays.edge_weight is not None:
-            arrays.edge_weight[layer, heads, token_rows] = edge_weight[i]
+        for values, out in by_row:
+            out[heads, token_rows] = values[i]
 
 
 def _store_attention(
     weights: Tensor,
     site: Site,
     band: int | None,
-    out: np.ndarray,
+    out: TraceArray,
     placement: SitePlacement,
     span: TileSpan,
 ) -> None:
@@ -63,7 +62,7 @@ def _store_attention(
     rows, queries, n_keys = span.rows, span.queries, weights.shape[3]
     pair_index = _stored_pairs(queries.start, queries.stop, n_keys, site.causal, band, weights.device)
     pairs = weights.flatten(2)  # [example, head, pair]
-    pairs = (pairs if pair_index is None else pairs.index_select(2, pair_index)).cpu().numpy()
+    pairs = as_stored(pairs if pair_index is None else pairs.index_select(2, pair_index), out)
     first = pair_rows(queries.start, queries.stop, span.run.n_keys, causal=site.causal, window=band).start
     for i, row in enumerate(range(rows.start, rows.stop)):
         start = placement.pair_start[band][row] + first
@@ -84,11 +83,15 @@ def _stored_pairs(
 def _find_pairs(
     first_row: int, last_row: int, n_keys: int, causal: bool, band: int | None, device: torch.device
 ) -> Tensor:
-    distance = torch.arange(first_row, last_row, device=device)[:, None] - torch.arange(n_keys, device=device)
-    is_stored = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
-    if band is not None:
-        is_stored &= distance.abs() < band
-    return is_stored.flatten().nonzero().squeeze(1)
+    rows = torch.arange(first_row, last_row, device=device)
+    first = torch.zeros_like(rows) if band is None else (rows - band + 1).clamp(min=0)
+    stop = rows + 1 if causal else torch.full_like(rows, n_keys)
+    counts = (stop if band is None else torch.minimum(stop, rows + band)) - first
+    n_pairs = pair_rows(first_row, last_row, n_keys, causal=causal, window=band)
+    total = n_pairs.stop - n_pairs.start  # known without a wait for the device
+    row = torch.repeat_interleave(rows - first_row, counts, output_size=total)
+    key = torch.arange(total, device=device) - (counts.cumsum(0) - counts)[row] + first[row]
+    return row * n_keys + key
 
 
 _cached_pairs = lru_cache(maxsize=512)(_find_pairs)
@@ -104,8 +107,13 @@ def _store_sparse(
     queries: slice,
 ) -> None:
     """Write the weights that a sparse codec keeps of a tile to the slots of its rows."""
-    key, stored = weights.key.cpu().numpy().astype(out.key.dtype), weights.stored.cpu().numpy()
-    count, dropped = weights.count.cpu().numpy(), dropped_mass(weights.dropped.cpu().numpy())
+    key, stored = as_stored(weights.key, out.key), as_stored(weights.stored, out.stored)
+    count, dropped = as_stored(weights.count, out.count), as_stored(weights.dropped, out.dropped)
+    if isinstance(dropped, Tensor):  # as `dropped_mass` does
+        bits = dropped.view(torch.int16)
+        dropped = torch.where(dropped < weights.dropped, bits + 1, bits).view(torch.float16)
+    else:
+        dropped = dropped_mass(weights.dropped.numpy())
     for i, row in enumerate(range(rows.start, rows.stop)):
         token_rows = slice(placement.query_start[row] + queries.start, placement.query_start[row] + queries.stop)
         out.key[layer, heads, token_rows, : key.shape[3]] = key[i]

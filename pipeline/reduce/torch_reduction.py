@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from headatlas.store.codecs.companding import LARGEST_VECTOR_VALUE
@@ -19,9 +20,11 @@ from ..calls.attention_hook import AttentionCall
 from ..calls.batch import Batch
 from ..calls.lazy_mask import LOWEST, AdditiveRows
 from ..calls.score_terms import store_parts
-from ..calls.segment_buffers import Run, SiteArrays, SitePlacement
+from ..calls.segment_buffers import Run, SiteArrays, SitePlacement, TraceArray
+from ..tokens.model_inputs import to_device
 from .channel_codes import write_channels
-from .tile_reduction import Tile, TileRequest, WeightTile, reduce_tile, reduce_weights
+from .device_writes import place_statistics, place_vectors
+from .tile_reduction import Tile, TileRequest, TileResult, WeightTile, reduce_tile, reduce_weights
 from .tile_writes import TileSpan, store_tile
 
 TILE_WEIGHTS = 1 << 18
@@ -31,6 +34,9 @@ DEVICE_TILE_WEIGHTS = 1 << 24
 _MIN_TILE_ROWS = 16
 _SUM_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 5e-2}
 """Largest difference of a row's sum from 1 in maps that a model returns, by dtype. 1e-3 for float32."""
+
+
+INVALID_SCORES = "scores are not finite, or a row sees no key"
 
 
 class TorchReduction:
@@ -57,26 +63,21 @@ class TorchReduction:
         self.store_vectors(call, site, layer, batch, arrays)
         names = self.site_statistics(site)
         request = TileRequest(self.keep.attention, self.keep.query_key is not None, self.keep.edges or 0, names)
-        sums = {name: torch.zeros(call.query.shape[:2], device=call.query.device) for name in names}
+        totals = _Totals.of(call.query.shape[:2], names, call.query.device)
         if request.attention or request.logsumexp or request.n_edges or names:
             for index, run in enumerate(placement.runs):
-                mask, triangular = batch.mask_of(call, site, index, run)
+                mask, triangular = batch.mask_of(call, site, layer, index, run)
                 for span in cut_run(run, site, self._tile_budget(call.query.device)):
                     result = reduce_tile(_make_tile(call, site, batch, mask, triangular, span), request)
                     store_tile(result, site, layer, placement, arrays, span)
-                    for name, values in result.sums.items():
-                        sums[name][span.rows, span.heads] += values
-                    if result.valid is not None:
-                        _report_invalid(result.valid, batch, placement, site, layer, span)
-        if arrays.statistics is not None:
-            self.store_statistics(sums, site, layer, placement, arrays.statistics)
-        arrays.mark_filled(layer, placement)
+                    totals.add(result, span)
+        self._finish(totals, site, layer, batch, arrays, INVALID_SCORES)
 
     def reduce_weights(self, weights: Tensor, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write the stored arrays of maps ``[batch, head, query, key]`` that a model returned into `arrays`."""
         placement, names = batch.placements[site.name], self.site_statistics(site)
         request = TileRequest(self.keep.attention, False, self.keep.edges or 0, names)
-        sums = {name: torch.zeros(weights.shape[:2], device=weights.device) for name in names}
+        totals = _Totals.of(weights.shape[:2], names, weights.device)
         tolerance = _SUM_TOLERANCE.get(weights.dtype, 1e-3)
         special = batch.special.get(site.key_sequence)
         for run in placement.runs:
@@ -92,14 +93,16 @@ class TorchReduction:
                 )
                 result = reduce_weights(tile, request)
                 store_tile(result, site, layer, placement, arrays, span)
-                for name, values in result.sums.items():
-                    sums[name][rows, heads] += values
-                if result.valid is not None:
-                    problem = "weights are not finite, or do not add up to 1 over the visible keys of a row"
-                    _report_invalid(result.valid, batch, placement, site, layer, span, problem)
+                totals.add(result, span)
+        problem = "weights are not finite, or do not add up to 1 over the visible keys of a row"
+        self._finish(totals, site, layer, batch, arrays, problem)
+
+    def _finish(self, totals: _Totals, site: Site, layer: int, batch: Batch, arrays: SiteArrays, problem: str) -> None:
+        """Write the statistics of a call, and record the examples that cannot be stored for a problem."""
+        batch.judge(totals.valid, partial(report_invalid, batch, site, layer, problem))
         if arrays.statistics is not None:
-            self.store_statistics(sums, site, layer, placement, arrays.statistics)
-        arrays.mark_filled(layer, placement)
+            self.store_statistics(totals.sums, site, layer, batch, arrays.statistics)
+        arrays.mark_filled(layer, batch.placements[site.name])
 
     def _tile_budget(self, device: torch.device) -> int:
         """Return the largest number of weights of a tile."""
@@ -129,6 +132,9 @@ class TorchReduction:
         if codec is None or arrays.query is None or arrays.key is None:
             return
         store_parts(call, site, layer, batch, arrays)
+        if isinstance(arrays.query, Tensor):
+            place_vectors(call, site, layer, batch, arrays, codec)
+            return
         for name, vectors, out, scale, starts, lengths in (
             ("query", call.query, arrays.query, arrays.query_scale, placement.query_start, placement.n_queries),
             ("key", call.key, arrays.key, arrays.key_scale, placement.key_start, placement.n_keys),
@@ -152,22 +158,61 @@ class TorchReduction:
         # Projections lie in memory as [batch, token, head, d_head], rotated vectors as [batch, head, token, d_head].
         flat = vectors if vectors.is_contiguous() else vectors.transpose(1, 2)
         smallest, largest = (float(value) for value in torch.aminmax(flat))
-        encoded = _to_host(vectors.to(getattr(torch, codec)), codec)
+        encoded = vectors.to(getattr(torch, codec))
+        encoded = (encoded.view(torch.int16) if codec == "bfloat16" else encoded).numpy().view(out.dtype)
         for row, (start, n) in enumerate(zip(starts, lengths, strict=True)):
             out[:, start : start + n] = encoded[row, :, :n]
         return max(-smallest, largest) if smallest == smallest else smallest
 
-    def store_statistics(
-        self, sums: dict[str, Tensor], site: Site, layer: int, placement: SitePlacement, out: np.ndarray
-    ) -> None:
+    def store_statistics(self, sums: dict[str, Tensor], site: Site, layer: int, batch: Batch, out: TraceArray) -> None:
         """Write the means from sums over rows ``[batch, head]``, and NaN for statistics without a sum."""
+        placement = batch.placements[site.name]
+        if isinstance(out, Tensor):
+            shape = batch.shape(site.name, out.device)
+            zeros = torch.zeros((len(shape.example), out.shape[2]), device=out.device)
+            stacked = torch.stack([sums.get(name, zeros) for name in self._statistics])
+            place_statistics(stacked, self._device_rows(site, batch, out.device), layer, shape.example, out)
+            return
         for index, name in enumerate(self._statistics):
             mean: np.ndarray | float = np.nan
             if name in sums:
                 n_rows = _counted_rows(name, placement.n_queries, placement.n_keys, site.causal)[:, None]
                 with np.errstate(divide="ignore", invalid="ignore"):
-                    mean = np.where(n_rows > 0, sums[name].cpu().numpy() / n_rows, np.nan)
+                    mean = np.where(n_rows > 0, sums[name].numpy() / n_rows, np.nan)
             out[index, layer, :, list(placement.example)] = mean
+
+    def _device_rows(self, site: Site, batch: Batch, device: torch.device) -> Tensor:
+        """Return the number of rows of each mean ``[statistic, example]``, 0 for those without a sum."""
+        rows = batch.counted_rows.get(site.name)
+        if rows is None:
+            placement, names = batch.placements[site.name], self.site_statistics(site)
+            counts = [
+                _counted_rows(name, placement.n_queries, placement.n_keys, site.causal) * (name in names)
+                for name in self._statistics
+            ]
+            rows = batch.counted_rows[site.name] = to_device(np.stack(counts).astype(np.float64), device)
+        return rows
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """Sums of a call's tiles over rows, and True for each example and head whose rows are all valid."""
+
+    sums: dict[str, Float[Tensor, "example head"]]
+    valid: Bool[Tensor, "example head"]
+
+    @staticmethod
+    def of(shape: Sequence[int], names: Iterable[str], device: torch.device) -> _Totals:
+        """Return totals of no tiles."""
+        sums = {name: torch.zeros(shape, device=device) for name in names}
+        return _Totals(sums, torch.ones(shape, dtype=torch.bool, device=device))
+
+    def add(self, result: TileResult, span: TileSpan) -> None:
+        """Add the results of one tile."""
+        for name, values in result.sums.items():
+            self.sums[name][span.rows, span.heads] += values
+        if result.valid is not None:
+            self.valid[span.rows, span.heads] &= result.valid
 
 
 @lru_cache(maxsize=64)
@@ -240,28 +285,11 @@ def _make_tile(
     )
 
 
-def _to_host(vectors: Tensor, codec: str) -> np.ndarray:
-    if codec == "bfloat16":
-        return vectors.view(torch.int16).cpu().numpy().view(np.uint16)
-    return vectors.cpu().numpy()
-
-
-def _report_invalid(
-    valid: Tensor,
-    batch: Batch,
-    placement: SitePlacement,
-    site: Site,
-    layer: int,
-    span: TileSpan,
-    problem: str = "scores are not finite, or a row sees no key",
-) -> None:
-    """Record the examples of a tile that are not valid."""
-    for example, head in (~valid).nonzero().tolist():
-        batch.fail(
-            span.rows.start + example,
-            placement,
-            f"{site.name} layer {site.layers[layer]} head {span.heads.start + head}: {problem}",
-        )
+def report_invalid(batch: Batch, site: Site, layer: int, problem: str, valid: np.ndarray) -> None:
+    """Record the examples that cannot be stored for a problem. `valid` is 0 or False for them ``[example, head]``."""
+    for row, head in np.argwhere(valid == 0):
+        name = f"{site.name} layer {site.layers[layer]} head {head}"
+        batch.fail(int(row), batch.placements[site.name], f"{name}: {problem}")
 
 
 def _report_vectors(

@@ -322,16 +322,18 @@ def prepare_launch(call: DeviceCall, request: DeviceRequest, limits: DeviceLimit
     blocks = choose_block_sizes(query.element_size(), d_head, request.n_edges, len(call.biases), longest_query, limits)
     device, n_blocks = query.device, triton.cdiv(longest_query, blocks.queries)
 
-    def empty(on: bool, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape if on else (1,), dtype=dtype, device=device)
+    def empty(on: bool, shape: tuple[int, ...], dtype: torch.dtype, target: Tensor | None = None) -> Tensor:
+        return torch.empty(shape if on else (1,), dtype=dtype, device=device) if target is None else target
 
-    codes = empty(request.n_steps > 0, (n_heads, call.n_pairs), torch.uint8)
+    targets = call.targets
+    codes = empty(request.n_steps > 0, (n_heads, call.n_pairs), torch.uint8, targets.codes)
     reach = call.before if call.causal else min(call.before, call.after)
-    if request.n_steps and reach + 1 < min(call.band, max(longest_query, key.shape[2])):
+    if request.n_steps and targets.codes is None and reach + 1 < min(call.band, max(longest_query, key.shape[2])):
         codes.zero_()  # the kernel skips stored pairs outside the window
-    logsumexp = empty(request.logsumexp, (n_heads, call.n_rows), torch.float32)
+    logsumexp = empty(request.logsumexp, (n_heads, call.n_rows), torch.float32, targets.logsumexp)
     edge_shape = (n_heads, call.n_rows, request.n_edges)
-    edge_key, edge_weight = (empty(request.n_edges > 0, edge_shape, t) for t in (torch.int32, torch.float16))
+    edge_key = empty(request.n_edges > 0, edge_shape, torch.int32, targets.edge_key)
+    edge_weight = empty(request.n_edges > 0, edge_shape, torch.float16, targets.edge_weight)
     sums = empty(request.statistics, (n_blocks, len(STATISTIC_NAMES), n_examples, n_heads), torch.float32)
     valid = torch.empty((n_blocks, n_examples, n_heads), dtype=torch.int32, device=device)
     biases = [bias if bias.stride(3) == 1 else bias.contiguous() for bias in call.biases]

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from ..models.image_processor import ImageReader
 
 
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array to a device. The host does not wait for a GPU, because the copy is made from pinned memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @dataclass(frozen=True)
 class ModelInputs:
     """Arguments of a forward pass, and masks of the special tokens by sequence."""
@@ -68,9 +74,9 @@ class InputBuilder:
         """Build the inputs of a batch, padded on the right to the longest example. Images all have the same size."""
         sources = [example.source for example in examples]
         if self._images is not None:
-            special = torch.from_numpy(np.stack([(s.flags & TokenFlag.SPECIAL) != 0 for s in sources]))
+            special = to_device(np.stack([(s.flags & TokenFlag.SPECIAL) != 0 for s in sources]), self._device)
             pixels = self._images.pixels([example.example for example in examples])
-            return ModelInputs({"pixel_values": pixels}, {"source": special.to(self._device)})
+            return ModelInputs({"pixel_values": pixels}, {"source": special})
         ids, mask, special = self._pad_batch(sources)
         arguments = {"input_ids": ids, "attention_mask": mask}
         flags: dict[str, Tensor] = {"source": special}
@@ -109,9 +115,7 @@ class InputBuilder:
             ids[row, : len(sequence)] = sequence.id
             mask[row, : len(sequence)] = 1
             special[row, : len(sequence)] = (sequence.flags & TokenFlag.SPECIAL) != 0
-        tensors = (torch.from_numpy(array).to(self._device) for array in (ids, mask, special))
-        ids_tensor, mask_tensor, special_tensor = tensors
-        return ids_tensor, mask_tensor, special_tensor
+        return to_device(ids, self._device), to_device(mask, self._device), to_device(special, self._device)
 
     def _segment_ids(self, sequences: Sequence[TokenSequence], ids: Tensor) -> Tensor:
         """Return 0 for the first text, and 1 from the first token of the second text to the end of the sequence."""
@@ -120,7 +124,7 @@ class InputBuilder:
             second = np.flatnonzero(sequence.flags & TokenFlag.SECOND)
             if len(second):
                 segment[row, second[0] : len(sequence)] = 1
-        return torch.from_numpy(segment).to(self._device)
+        return to_device(segment, self._device)
 
 
 def check_length(model: PreTrainedModel, builder: InputBuilder, example: EncodedExample) -> None:

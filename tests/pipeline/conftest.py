@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from headatlas.pipeline import reduce as reduce_package
+from tests.pipeline.device.pretend_cuda import InterpretedKernel, pretend_cuda
 from tools.tiny_models import build_inputs, build_model
 
 
@@ -117,6 +118,20 @@ def tiny_job(tiny_folder, tmp_path):
         "store": {"path": str(tmp_path / "store"), "segment_examples": 8},
         "run": {"batch_size": 4, "threads": 1},
     }
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A pretend GPU. Models that move to "cuda" move there."""
+    with pretend_cuda(monkeypatch) as pretended:
+        yield pretended
+
+
+@pytest.fixture
+def triton_gpu(gpu, triton_kernel, monkeypatch):
+    """A pretend GPU that runs the Triton kernel in the interpreter."""
+    monkeypatch.setattr(triton_kernel, "_KERNEL", InterpretedKernel(triton_kernel._KERNEL))
+    return gpu
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,11 @@ import torch
 from transformers.masking_utils import sdpa_mask, sliding_window_causal_mask_function
 
 from headatlas.pipeline.calls import attention_hook as capture
-from headatlas.pipeline.calls import batch
 from headatlas.pipeline.calls import lazy_mask as tiled_mask
 from headatlas.pipeline.calls.lazy_mask import TiledMask
 from headatlas.pipeline.capture.kernel_agreement import check_agreement
 from headatlas.pipeline.capture.sites import discover_sites
 from headatlas.pipeline.checks.selfcheck import check_capture
-from headatlas.pipeline.reduce import kernel_plans as plans
 from headatlas.pipeline.reduce.reduction import choose_reduction
 from headatlas.pipeline.reduce.torch_reduction import TorchReduction
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
@@ -26,8 +24,7 @@ PADDED = torch.arange(9) < torch.tensor([9, 6, 3])[:, None]
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Lower the limits, so that every mask is tiled and a tile has one or two rows."""
-    for module in (batch, plans, tiled_mask):
-        monkeypatch.setattr(module, "DENSE_PAIRS", 20)
+    monkeypatch.setattr(tiled_mask, "DENSE_PAIRS", 20)
     monkeypatch.setattr(capture, "OUTPUT_WEIGHTS", 200)
 
 
