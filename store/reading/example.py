@@ -41,22 +41,22 @@ class Example:
     @cached_property
     def id(self) -> str:
         """Id of the example in the corpus."""
-        return self.segment.ids()[self.row]
+        return self.segment.example_text("id", self.row) or ""
 
     @cached_property
     def text(self) -> str:
         """Text of the example; the first text of a pair."""
-        return self.segment.texts("text")[self.row]
+        return self.segment.example_text("text", self.row) or ""
 
     @cached_property
     def text_pair(self) -> str | None:
         """Second text of a pair, or None."""
-        return self.segment.optional_texts("text_pair")[self.row]
+        return self.segment.example_text("text_pair", self.row)
 
     @cached_property
     def target_text(self) -> str | None:
         """Text on the output side of an encoder–decoder, or None."""
-        return self.segment.optional_texts("target_text")[self.row]
+        return self.segment.example_text("target_text", self.row)
 
     @cached_property
     def columns(self) -> dict[str, str | int | float | None]:

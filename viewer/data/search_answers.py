@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,7 @@ from jaxtyping import Float32, Int64
 
 from headatlas.store.errors import HeadAtlasError
 from headatlas.store.queries.pattern_search import SearchResult
-from headatlas.store.schema.traces import Site
+from headatlas.store.schema.traces import Site, head_index
 
 SEARCH = "search"
 """Name of the mass of the current search among the statistics."""
@@ -57,6 +58,19 @@ class HeadValues:
         """(layer, head) of the highest value, the first if there are several. The first head if all values are NaN."""
         flat = np.where(np.isfinite(self.values), self.values, -np.inf).ravel()
         return self.site.heads[int(flat.argmax())]
+
+
+def similar_heads(
+    tables: Sequence[HeadValues], layer: int, head: int, n: int
+) -> list[tuple[tuple[int, int], float]]:
+    """Return the `n` heads with the most similar values in `tables`, each with a similarity in (0, 1]."""
+    if not tables:
+        return []
+    profile = np.stack([np.nan_to_num(t.values) / t.high for t in tables], axis=-1)  # [layer, head, statistic]
+    site = tables[0].site
+    similarity = np.exp(-3 * np.sqrt(np.square(profile - profile[head_index(site, layer, head)]).mean(axis=-1))).ravel()
+    order = [(site.heads[i], i) for i in np.argsort(-similarity, kind="stable")[: n + 1].tolist()]
+    return [(other, float(similarity[i])) for other, i in order if other != (layer, head)][:n]
 
 
 @dataclass(frozen=True)

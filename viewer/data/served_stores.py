@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -88,6 +89,19 @@ class ServedStores:
     def first(self) -> DataSource:
         """Data source of the store that is shown by default."""
         return self._sources[self.names[0]]
+
+    @property
+    def is_prepared(self) -> bool:
+        """True if `prepare` has read all stores as they are shown now."""
+        return all(data.is_prepared for data in self)
+
+    def prepare(self) -> None:
+        """Read what the pages of all stores need at once; see `DataSource.prepare`. Pages report damage themselves."""
+        with self._lock:
+            sources = list(self)
+        for data in sources:
+            with suppress(HeadAtlasError):
+                data.prepare()
 
     def new_segments(self, data: DataSource) -> int:
         """Return the number of segments committed since the snapshot that `data` shows."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from threading import Lock
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -31,12 +32,16 @@ from ..state.reader_state import Bounds
 from ..theme.token_labels import visible
 from .bookmarks import Bookmarks
 from .example_filters import containing, frequent_values, having, pair_groups, sample_ranking, without_damage
-from .search_answers import SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, short, upper_end
+from .search_answers import (  # fmt: skip
+    SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, short, similar_heads, upper_end,
+)
 from .strongest_edge import strongest_edge
 
 Value = TypeVar("Value")
 MAX_HITS = 60
 """Most examples of a search that are listed for a head."""
+AT_ONCE_EXAMPLES, AT_ONCE_TEXT = 1 << 13, 1 << 20
+"""Most examples, and most tokens of all of them, whose texts are read in the server's event loop."""
 MAX_HIT_PAIRS = 4 << 20
 """Most weights of an example that are read for its strongest edge, and of all examples in one step."""
 
@@ -93,6 +98,7 @@ class DataSource:
         self.name, self.served_with = name or visible(store.name), served_with
         self.bookmarks, self.search_s = bookmarks, search_s
         self._cache = ByteCache(cache_bytes)
+        self._preparation, self.is_prepared = Lock(), self.store.n_examples == 0
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -135,6 +141,28 @@ class DataSource:
     def has_cached(self, key: Hashable) -> bool:
         """Return True if `cached` returns the value of a key at once."""
         return ("cached", key) in self._cache
+
+    def prepare(self) -> None:
+        """Read what pages need at once and what grows with the corpus, so that no page reads it in the event loop."""
+        with self._preparation:
+            if self.is_prepared:
+                return
+            try:
+                _ = self.bounds, self.example_numbers, self.positions, self.library
+                self.store.example_columns()
+                for name, site in self.store.sites.items():
+                    self.field_values(name)
+                    for sequence in {site.query_sequence, site.key_sequence}:
+                        self.lengths(sequence)
+                    for statistic in self.statistic_names:
+                        self.head_values(name, statistic)
+            finally:
+                self.is_prepared = True  # an error is not tried again for each page, which reports it itself
+
+    @property
+    def is_small(self) -> bool:
+        """True if a list of all examples is made in one step of the event loop."""
+        return self.n_examples <= AT_ONCE_EXAMPLES and sum(self.store.n_tokens.values()) <= AT_ONCE_TEXT
 
     # examples
 
@@ -193,11 +221,12 @@ class DataSource:
         example = self.example(number)
         return visible("  |  ".join(t[:n] for t in (example.text, example.text_pair, example.target_text) if t))[:n]
 
-    def containing(self, text: str) -> Int64[np.ndarray, "match"]:
-        """Return the positions of the examples whose text or id contains `text`. Ignores case."""
-        return self._cache.get(
-            ("containing", text), lambda: _read_only(containing(self.store.example_texts(), self.ids, text))
-        )
+    def containing(self, text: str, check: Callable[[], None] = lambda: None) -> Int64[np.ndarray, "match"]:
+        """Return the positions of the examples whose text or id contains `text`. Ignores case.
+
+        `check` is called often and raises an error to end the reading.
+        """
+        return self._cache.get(("containing", text), lambda: _read_only(containing(self.store, text, check)))
 
     # heads
 
@@ -217,6 +246,10 @@ class DataSource:
 
         return self._cache.get(("over", self.site(site).name, statistic), read)
 
+    def has_scores(self, site: str, statistic: str) -> bool:
+        """Return True if `over_examples`, or the result of a search, is cached."""
+        return statistic == SEARCH or ("over", self.site(site).name, statistic) in self._cache
+
     def head_values(self, site: str, statistic: str) -> HeadValues:
         """Return the corpus mean of a statistic for every head. Every row (query token) has the same weight."""
         site_ = self.site(site)
@@ -234,22 +267,10 @@ class DataSource:
     def similar_heads(self, site: str, layer: int, head: int, n: int = 5) -> list[tuple[tuple[int, int], float]]:
         """Return the `n` heads with the most similar statistics, each with a similarity in (0, 1]."""
 
-        def make() -> np.ndarray:
-            tables = [self.head_values(site, name) for name in self.statistic_names]
-            return np.stack([np.nan_to_num(t.values) / t.high for t in tables], axis=-1)  # [layer, head, statistic]
-
-        if not self.statistic_names:
-            return []
-        site_ = self.site(site)
-
         def rank() -> list[tuple[tuple[int, int], float]]:
-            profile = self._cache.get(("profile", site_.name), make)
-            own = profile[head_index(site_, layer, head)]
-            similarity = np.exp(-3 * np.sqrt(np.square(profile - own).mean(axis=-1))).ravel()
-            order = [(site_.heads[i], i) for i in np.argsort(-similarity, kind="stable")[: n + 1].tolist()]
-            return [(other, float(similarity[i])) for other, i in order if other != (layer, head)][:n]
+            return similar_heads([self.head_values(site, name) for name in self.statistic_names], layer, head, n)
 
-        return self._cache.get(("similar", site_.name, layer, head, n), rank)
+        return self._cache.get(("similar", self.site(site).name, layer, head, n), rank)
 
     def has_attention(self, site: str) -> bool:
         """Return True if the attention of a site is stored or can be rebuilt."""
