@@ -6,11 +6,9 @@ records. The arrays are read-only, because sessions share them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from threading import Lock
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -19,7 +17,7 @@ from jaxtyping import Float32, Int64
 from headatlas.store.errors import NotFoundError, PatternError
 from headatlas.store.files.byte_cache import ByteCache
 from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
-from headatlas.store.queries.pattern_search import ExampleHit, SearchProgress, SearchResult, search
+from headatlas.store.queries.pattern_search import ExampleHit, SearchProgress, SearchResult
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.reading.example import Example
 from headatlas.store.schema.capture_statistics import STATISTICS
@@ -33,7 +31,7 @@ from ..theme.token_labels import visible
 from .bookmarks import Bookmarks
 from .example_filters import containing, frequent_values, having, pair_groups, sample_ranking, without_damage
 from .search_answers import (  # fmt: skip
-    SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, short, similar_heads, upper_end,
+    SEARCH, Edge, HeadValues, SearchLimits, mass_of, search, short, similar_heads, upper_end,
 )
 from .strongest_edge import strongest_edge
 
@@ -80,8 +78,8 @@ class DataSource:
         The stores that are served together, for views that compare stores.
     bookmarks
         Stars and notes on heads. None if the viewer has no bookmarks.
-    search_s
-        Time limit of a search, in seconds. A search that exceeds it stops with a partial result.
+    limits
+        Limits of one search.
     """
 
     def __init__(
@@ -92,13 +90,12 @@ class DataSource:
         name: str | None = None,
         served_with: StoreGroup | None = None,
         bookmarks: Bookmarks | None = None,
-        search_s: float | None = None,
+        limits: SearchLimits = SearchLimits(),
     ) -> None:
         self.store, self.damaged = without_damage(store)
         self.name, self.served_with = name or visible(store.name), served_with
-        self.bookmarks, self.search_s = bookmarks, search_s
+        self.bookmarks, self.limits = bookmarks, limits
         self._cache = ByteCache(cache_bytes)
-        self._preparation, self.is_prepared = Lock(), self.store.n_examples == 0
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -141,23 +138,6 @@ class DataSource:
     def has_cached(self, key: Hashable) -> bool:
         """Return True if `cached` returns the value of a key at once."""
         return ("cached", key) in self._cache
-
-    def prepare(self) -> None:
-        """Read what pages need at once and what grows with the corpus, so that no page reads it in the event loop."""
-        with self._preparation:
-            if self.is_prepared:
-                return
-            try:
-                _ = self.bounds, self.example_numbers, self.positions, self.library
-                self.store.example_columns()
-                for name, site in self.store.sites.items():
-                    self.field_values(name)
-                    for sequence in {site.query_sequence, site.key_sequence}:
-                        self.lengths(sequence)
-                    for statistic in self.statistic_names:
-                        self.head_values(name, statistic)
-            finally:
-                self.is_prepared = True  # an error is not tried again for each page, which reports it itself
 
     @property
     def is_small(self) -> bool:
@@ -338,7 +318,7 @@ class DataSource:
         on_progress: Callable[[SearchProgress], None] = lambda progress: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> SearchResult:
-        """Score every head for a pattern, with the evidence for the scores. Complete results are cached.
+        """Score every head for a pattern, see `search_answers.search`. Results that were not stopped are cached.
 
         Raises
         ------
@@ -346,24 +326,16 @@ class DataSource:
             The expression cannot be parsed, or uses a name that this store does not have.
         NotFoundError
             The store keeps neither attention nor edges.
+        BudgetError
+            Every segment takes more bytes than the limit of a search.
         SearchStoppedError
             `stop` returned True, or the search reached its time limit.
         """
-        name, start = self.site(site).name, time.monotonic()
-
-        def must_stop() -> bool:
-            return stop() or (self.search_s is not None and time.monotonic() - start > self.search_s)
-
-        def make() -> SearchResult:
-            result = search(self.store, expression, name, on_progress=on_progress, stop=must_stop)
-            _ = result.evidence  # computed here, in a thread: pages read it in the server's event loop
-            if not result.is_complete:
-                raise SearchStoppedError(result)
-            return result
-
+        name = self.site(site).name
         return self._cache.get(
-            ("search", name, expression), make, lambda result: result.heads.nbytes + result.example_mass.nbytes + 4096
-        )
+            ("search", name, expression), lambda: search(self.store, expression, name, self.limits, on_progress, stop),
+            lambda result: result.heads.nbytes + result.example_mass.nbytes + 4096,
+        )  # fmt: skip
 
     def has_answer(self, expression: str, site: str) -> bool:
         """Return True if the result of a search is cached."""

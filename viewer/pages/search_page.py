@@ -287,7 +287,11 @@ def waiting_frame(
         return {
             "kind": "mistake",
             "title": "The search did not run",
-            "lines": ["Correct the underlined part of the pattern, then run the search again."],
+            "lines": [
+                "Correct the underlined part of the pattern, then run the search again."
+                if isinstance(error, PatternError)
+                else data.error_text(error)
+            ],
         }
     if result is not None:
         return {

@@ -19,7 +19,7 @@ from ..long_store import write_many_examples
 from ..watched_server import Click, Watched, watched
 
 N_EXAMPLES, N_CHARACTERS = 80_000, 1_200
-MAX_LOOP_S = 0.25
+MAX_LOOP_S = 0.15
 STEPS: list[tuple[str, dict[str, Any]]] = [
     ("corpus", {"page": "corpus"}),
     ("corpus, another head", {"layer": 1, "head": 1}),
