@@ -71,8 +71,7 @@ def make_view(
     n_bytes = array_bytes(parts)
     if n_bytes > MAX_BYTES:
         raise BudgetError(
-            f"this view holds {n_bytes >> 20} MiB of numbers; a file holds at most {MAX_BYTES >> 20} MiB. "
-            f"{ADVICE}"
+            f"this view holds {n_bytes >> 20} MiB of numbers; a file holds at most {MAX_BYTES >> 20} MiB. {ADVICE}"
         )
     start = {"selected": "0.0", "part": 0, "range": 0, "pin": "", "share": 0.75, "keys": 8, "hide_special": False}
     data = {

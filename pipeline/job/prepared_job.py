@@ -248,6 +248,7 @@ def prepare_job(
                 left_out=tuple(left_out),
                 n_repeated=selection.n_repeated,
                 renamed=dict(itertools.islice(selection.renamed.items(), LISTED_NAMES)),
+                names=corpus.renamed,
             )
     if store is not None:
         check_plan(store, segments)

@@ -205,9 +205,7 @@ class Segment(ABC):
         def read() -> list[str] | list[str | None]:
             if name in ("id", "text"):
                 return self._check_length(read_text(self._table, f"example/{name}"), name)
-            return self._check_length(
-                read_optional_text(self._table, list(self.layouts), name, self.n_examples), name
-            )
+            return self._check_length(read_optional_text(self._table, list(self.layouts), name, self.n_examples), name)
 
         return self._cached("text", name, read)
 

@@ -33,7 +33,9 @@ main { display: grid; gap: 8px; min-height: 0; grid-template-columns: 232px minm
 """
 
 
-def frozen_page(name: str, file: str, values: dict[str, Any], theme: str, note: str = "", max_bytes: int = MAX_BYTES) -> str:
+def frozen_page(
+    name: str, file: str, values: dict[str, Any], theme: str, note: str = "", max_bytes: int = MAX_BYTES
+) -> str:
     """Make the document of one component in its present state. Hover, tooltips and tables still work.
 
     Parameters

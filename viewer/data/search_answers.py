@@ -64,9 +64,7 @@ class HeadValues:
         return self.site.heads[int(flat.argmax())]
 
 
-def similar_heads(
-    tables: Sequence[HeadValues], layer: int, head: int, n: int
-) -> list[tuple[tuple[int, int], float]]:
+def similar_heads(tables: Sequence[HeadValues], layer: int, head: int, n: int) -> list[tuple[tuple[int, int], float]]:
     """Return the `n` heads with the most similar values in `tables`, each with a similarity in (0, 1]."""
     if not tables:
         return []

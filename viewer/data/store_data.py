@@ -31,7 +31,15 @@ from ..theme.token_labels import visible
 from .bookmarks import Bookmarks
 from .example_filters import containing, frequent_values, having, pair_groups, sample_ranking, without_damage
 from .search_answers import (  # fmt: skip
-    SEARCH, Edge, HeadValues, SearchLimits, mass_of, search, short, similar_heads, upper_end,
+    SEARCH,
+    Edge,
+    HeadValues,
+    SearchLimits,
+    mass_of,
+    search,
+    short,
+    similar_heads,
+    upper_end,
 )
 from .strongest_edge import strongest_edge
 

@@ -179,9 +179,7 @@ class FileLimit:
         return 4 * n_weights <= min(MAX_EXACT, self.max_bytes - n_other_bytes)
 
 
-def example_part(
-    example: Example, site: Site, layers: Sequence[int], limit: FileLimit = FileLimit()
-) -> PartFrame:
+def example_part(example: Example, site: Site, layers: Sequence[int], limit: FileLimit = FileLimit()) -> PartFrame:
     """Make the frame of one site of an example, from stored attention or from attention rebuilt from query and key.
 
     The example comes from a store or from `headatlas.pipeline.trace`.
@@ -222,9 +220,7 @@ def _read_maps(
     return maps, "weights within 0.002" if is_rounded else ""
 
 
-def neuron_part(
-    example: Example, site: Site, layers: Sequence[int], limit: FileLimit = FileLimit()
-) -> PartFrame:
+def neuron_part(example: Example, site: Site, layers: Sequence[int], limit: FileLimit = FileLimit()) -> PartFrame:
     """Make the same frame with the vectors of the layers. It has attention only if the store holds it.
 
     Raises

@@ -334,7 +334,9 @@ class CompareViewPage(ExampleView):
             choices = [[str(n), f"{visible(data.example(n).id)}: {data.shown_text(n, 60)}"] for n in members]
         elif kind == "heads":
             heads = data.site(state.site).heads
-            choices = [[head_name(head), f"head {head_name(head)}"] for head in heads if head != (state.layer, state.head)]
+            choices = [
+                [head_name(head), f"head {head_name(head)}"] for head in heads if head != (state.layer, state.head)
+            ]
         else:
             choices = [[name, name] for name in data.stores if name != data.name]
             choice = state.other_store or (choices[0][0] if choices else "")

@@ -54,9 +54,7 @@ def sort_positions(scores: np.ndarray, positions: Int64[np.ndarray, "match"], or
     return positions[np.argsort(rank, kind="stable")]
 
 
-def list_frame(
-    data: DataSource, state: ViewState, values: HeadValues, check: Check = lambda: None
-) -> ExampleListFrame:
+def list_frame(data: DataSource, state: ViewState, values: HeadValues, check: Check = lambda: None) -> ExampleListFrame:
     """Build the frame of the list: one page of rows, and facts about all matching rows."""
     scores = scores_over_examples(data, state, values)
     check()
