@@ -21,6 +21,7 @@ from ..containers.container import guard_fork
 from ..errors import FormatError, NotFoundError, located
 from ..files.byte_cache import ByteCache
 from ..files.overlays import overlay_path
+from ..schema.omissions import Omission
 from ..schema.text_tables import read_columns, read_optional_text, read_text, read_token_table
 from ..schema.token_table import Column, TokenTable
 from ..schema.traces import TraceSpec
@@ -57,6 +58,8 @@ class Segment(ABC):
         self.where = where
         self.overlays: dict[str, SegmentOverlay] = {}
         """Overlays of the segment, by name."""
+        self.left_out: tuple[Omission, ...] = ()
+        """Omissions of a segment in memory. Those of a store are listed in its manifest, for all segments together."""
         self._cache = ByteCache(TABLES_MAX_BYTES) if cache is None else cache
         self.traces = ByteCache(0) if traces is None else traces
 

@@ -193,7 +193,7 @@ def example_part(example: Example, site: Site, layers: Sequence[int], limit: Fil
     """
     maps, note = _read_maps(example, site, layers, limit)
     notes = [note, "" if example.segment.spec.keep.attention else "rebuilt from query and key"]
-    return _with_tokens(example, site, layers, maps, ", ".join(filter(None, notes)))
+    return _with_tokens(example, site, layers, maps, [*notes, *map(str, example.left_out)])
 
 
 def _shape(example: Example, site: Site) -> tuple[int, int]:
@@ -248,7 +248,7 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int], limit: File
     else:
         maps, note = _read_maps(example, site, layers, limit, n_other_bytes)
     query, key = example.query(list(layers), None, name).values, example.key(list(layers), None, name).values
-    part = _with_tokens(example, site, layers, maps, note)
+    part = _with_tokens(example, site, layers, maps, [note, *map(str, example.left_out)])
     if keep.attention is None:
         part["attention"] = None
     part["vectors"] = {
@@ -289,14 +289,16 @@ def _biases(example: Example, site: Site, layers: Sequence[int]) -> Float32[np.n
     return np.ascontiguousarray(np.stack(biases), np.float32)
 
 
-def _with_tokens(example: Example, site: Site, layers: Sequence[int], maps: np.ndarray, note: str) -> PartFrame:
+def _with_tokens(
+    example: Example, site: Site, layers: Sequence[int], maps: np.ndarray, notes: Sequence[str]
+) -> PartFrame:
     tokens = example.tokens(site.query_sequence)
     same = site.query_sequence == site.key_sequence
     second = np.flatnonzero(tokens.second) if same else np.empty(0, np.int64)
     keys = None if same else table_frame(example.tokens(site.key_sequence))
     return part_frame(
         maps, table_frame(tokens), keys, label=LABELS[site.name], layers=layers, causal=site.causal,
-        sentence_b_start=int(second[0]) if len(second) and second[0] else None, note=note,
+        sentence_b_start=int(second[0]) if len(second) and second[0] else None, note=", ".join(filter(None, notes)),
     )  # fmt: skip
 
 
