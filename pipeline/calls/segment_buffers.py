@@ -16,8 +16,10 @@ from jaxtyping import Bool, Int64
 
 from headatlas.store.codecs.array_layout import ArrayLayout
 from headatlas.store.codecs.attention_layout import band_array, pair_offset
+from headatlas.store.codecs.pairs import pair_rows, unpack_rows
 from headatlas.store.codecs.sparse_rows import SparseHeadRows, sparse_arrays
 from headatlas.store.errors import HeadAtlasError
+from headatlas.store.schema.layer_masks import LayerMask
 from headatlas.store.schema.traces import Site, TraceSpec, segment_layout, zero_distance
 
 
@@ -103,6 +105,8 @@ class SiteArrays:
     edge_key: np.ndarray | None = None
     edge_weight: np.ndarray | None = None
     statistics: np.ndarray | None = None
+    masks: tuple[LayerMask, ...] = ()
+    """Masks of the layers."""
     is_filled: Bool[np.ndarray, "layer example"] = field(default_factory=lambda: np.zeros((0, 0), bool))
     """True for each map (one layer of one example) that is written."""
     zero_distance: int = 0
@@ -111,8 +115,37 @@ class SiteArrays:
     """True for each distance of `position_bias` that is written."""
 
     def mark_filled(self, layer: int, placement: SitePlacement) -> None:
-        """Record that all arrays of a layer of a batch are written."""
+        """Record that all arrays of a layer of a batch are written, and drop edges to keys that the mask hides."""
+        self._drop_hidden_edges(layer, placement)
         self.is_filled[layer, list(placement.example)] = True
+
+    def _drop_hidden_edges(self, layer: int, placement: SitePlacement) -> None:
+        """Drop edges to hidden keys. A row that sees fewer keys than it has edges gets them with the weight 0."""
+        mask = self.masks[layer]
+        if self.edge_key is None or self.edge_weight is None or mask.is_open:
+            return
+        for i, start in enumerate(placement.query_start):
+            n_queries, n_keys = placement.n_queries[i], placement.n_keys[i]
+            query_pos = np.arange(n_queries)[:, None]
+            key = self.edge_key[layer, :, start : start + n_queries]
+            weight = self.edge_weight[layer, :, start : start + n_queries]
+            key_pos = key.astype(np.int64)
+            shown = mask.shows(query_pos[None], key_pos) & (key_pos < n_keys)
+            if mask.stored is not None:
+                assert self.visible_keys is not None, "the segment stores the mask"
+                first = placement.pair_start[None][i]
+                pairs = pair_rows(0, n_queries, n_keys, causal=mask.causal)
+                visible = unpack_rows(
+                    self.visible_keys[mask.stored, 0, first + pairs.start : first + pairs.stop],
+                    slice(0, n_queries), n_keys, causal=mask.causal,
+                )  # fmt: skip
+                shown &= visible[query_pos, np.minimum(key_pos, n_keys - 1)] != 0
+            if shown.all():
+                continue
+            order = np.argsort(~shown, axis=-1, kind="stable")
+            no_key = np.iinfo(key.dtype).max
+            key[:] = np.take_along_axis(np.where(shown, key, no_key), order, axis=-1)
+            weight[:] = np.take_along_axis(np.where(shown, weight, 0), order, axis=-1)
 
     def clear(self, absent: Bool[np.ndarray, "example"]) -> None:
         """Fill the values that are never computed: examples without tokens, and distances that no example has."""
@@ -181,7 +214,7 @@ class SegmentBuffers:
         self.sites: dict[str, SiteArrays] = {}
         self._offsets: dict[str, tuple[np.ndarray, np.ndarray, dict[int | None, np.ndarray]]] = {}
         for site in spec.sites:
-            self.sites[site.name] = SiteArrays()
+            self.sites[site.name] = SiteArrays(masks=site.masks)
             bands = {band_array(band): band for band in site.bands}
             for path, array in self._arrays.items():
                 owner, name = path.split("/", 1)
