@@ -33,6 +33,9 @@ def view(
         ),
     ] = None,
     search_s: Annotated[float, typer.Option(help="Time limit of one search, in seconds.")] = 120.0,
+    search_gib: Annotated[
+        float, typer.Option(help="Most traces that one search reads, in GiB. It reads whole segments, the first ones.")
+    ] = 16.0,
     max_sessions: Annotated[int, typer.Option(help="Most readers at once.")] = 200,
     token: Annotated[
         bool,
@@ -74,6 +77,7 @@ def view(
     from headatlas.store.errors import ConfigError
 
     from .data.bookmarks import Bookmarks, bookmarks_path
+    from .data.search_answers import SearchLimits
     from .data.served_stores import ServedStores
     from .server.login import Auth
     from .server.options import ServerOptions
@@ -89,5 +93,5 @@ def view(
         path = bookmarks or (folder and bookmarks_path(folder))
         return Bookmarks(path) if path else None
 
-    stores = ServedStores.open(store, bookmarks_of, search_s)
+    stores = ServedStores.open(store, bookmarks_of, SearchLimits(search_s, int(search_gib * 2**30)))
     serve(stores, options, show=show)

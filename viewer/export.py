@@ -11,7 +11,7 @@ from headatlas.store.errors import BudgetError
 from headatlas.store.files.drafts import replace_file
 
 from .components.standalone_page import MAX_BYTES, array_bytes, make_page
-from .frames.whole_example import PartFrame
+from .frames.whole_example import ADVICE, PartFrame
 from .theme.colours import palette
 from .theme.token_labels import visible
 
@@ -71,8 +71,7 @@ def make_view(
     n_bytes = array_bytes(parts)
     if n_bytes > MAX_BYTES:
         raise BudgetError(
-            f"this view holds {n_bytes >> 20} MiB of numbers; a file holds at most {MAX_BYTES >> 20} MiB. "
-            "Name fewer layers with include_layers=[...], or pass a shorter text."
+            f"this view holds {n_bytes >> 20} MiB of numbers; a file holds at most {MAX_BYTES >> 20} MiB. {ADVICE}"
         )
     start = {"selected": "0.0", "part": 0, "range": 0, "pin": "", "share": 0.75, "keys": 8, "hide_special": False}
     data = {

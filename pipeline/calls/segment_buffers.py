@@ -20,9 +20,10 @@ from torch import Tensor
 
 from headatlas.store.codecs.array_layout import ArrayLayout
 from headatlas.store.codecs.attention_layout import band_array, pair_offset
-from headatlas.store.codecs.pairs import first_key, row_start
+from headatlas.store.codecs.pairs import first_key, pair_rows, row_start, unpack_rows
 from headatlas.store.codecs.sparse_rows import SparseHeadRows, sparse_arrays
 from headatlas.store.errors import HeadAtlasError
+from headatlas.store.schema.layer_masks import LayerMask
 from headatlas.store.schema.traces import Site, SiteName, TraceSpec, segment_layout, zero_distance
 
 from ..tokens.model_inputs import to_device
@@ -114,6 +115,8 @@ class SiteArrays:
     edge_key: TraceArray | None = None
     edge_weight: TraceArray | None = None
     statistics: TraceArray | None = None
+    masks: tuple[LayerMask, ...] = ()
+    """Masks of the layers."""
     is_filled: Bool[np.ndarray, "layer example"] = field(default_factory=lambda: np.zeros((0, 0), bool))
     """True for each map (one layer of one example) that is written."""
     n_rows: int = 0
@@ -126,8 +129,38 @@ class SiteArrays:
     """True for each distance of `position_bias` that is written."""
 
     def mark_filled(self, layer: int, placement: SitePlacement) -> None:
-        """Record that all arrays of a layer of a batch are written."""
+        """Record that all arrays of a layer of a batch are written, and drop edges to keys that the mask hides."""
+        if isinstance(self.edge_key, np.ndarray):  # edges on a GPU are dropped when they are on the host
+            self.drop_hidden_edges(layer, placement)
         self.is_filled[layer, list(placement.example)] = True
+
+    def drop_hidden_edges(self, layer: int, placement: SitePlacement) -> None:
+        """Drop edges to hidden keys. A row that sees fewer keys than it has edges gets them with the weight 0."""
+        mask = self.masks[layer]
+        if self.edge_key is None or self.edge_weight is None or mask.is_open:
+            return
+        for i, start in enumerate(placement.query_start):
+            n_queries, n_keys = placement.n_queries[i], placement.n_keys[i]
+            query_pos = np.arange(n_queries)[:, None]
+            key = self.edge_key[layer, :, start : start + n_queries]
+            weight = self.edge_weight[layer, :, start : start + n_queries]
+            key_pos = key.astype(np.int64)
+            shown = mask.shows(query_pos[None], key_pos) & (key_pos < n_keys)
+            if mask.stored is not None:
+                assert self.visible_keys is not None, "the segment stores the mask"
+                first = placement.pair_start[None][i]
+                pairs = pair_rows(0, n_queries, n_keys, causal=mask.causal)
+                visible = unpack_rows(
+                    self.visible_keys[mask.stored, 0, first + pairs.start : first + pairs.stop],
+                    slice(0, n_queries), n_keys, causal=mask.causal,
+                )  # fmt: skip
+                shown &= visible[query_pos, np.minimum(key_pos, n_keys - 1)] != 0
+            if shown.all():
+                continue
+            order = np.argsort(~shown, axis=-1, kind="stable")
+            no_key = np.iinfo(key.dtype).max
+            key[:] = np.take_along_axis(np.where(shown, key, no_key), order, axis=-1)
+            weight[:] = np.take_along_axis(np.where(shown, weight, 0), order, axis=-1)
 
     def clear(self, absent: Bool[np.ndarray, "example"]) -> None:
         """Fill the values that are never computed: examples without tokens, and distances that no example has."""
@@ -208,7 +241,7 @@ class SegmentBuffers:
 
     def _site_arrays(self, site: Site, arrays: Mapping[str, Any]) -> SiteArrays:
         """Return the arrays of a site from those of the segment, which may be tensors of a device."""
-        result, bands = SiteArrays(), {band_array(band): band for band in site.bands}
+        result, bands = SiteArrays(masks=site.masks), {band_array(band): band for band in site.bands}
         own = {
             name: array for path, array in arrays.items() for owner, name in [path.split("/", 1)] if owner == site.name
         }
@@ -231,10 +264,18 @@ class SegmentBuffers:
         if self._device is not None:
             self.start_copy()
             self._device.wait()
+            self._drop_hidden_edges()
         arrays = dict(self._arrays)
         for site in self.sites.values():
             arrays |= site.sparse.arrays() if site.sparse is not None else {}
         return {path: arrays[path] for path in self.layout}
+
+    def _drop_hidden_edges(self) -> None:
+        """Drop the edges to hidden keys of a segment that was copied from a device."""
+        for site in self.spec.sites:
+            placement = self.place(site, range(len(self.n_tokens[site.query_sequence])))
+            for layer in range(site.n_layers):
+                self.sites[site.name].drop_hidden_edges(layer, placement)
 
     def _make_device_sites(self, device: torch.device) -> None:
         assert self._device is not None

@@ -158,10 +158,9 @@ def _rows(path: Path, file_format: str, column: str) -> Iterator[tuple[int, dict
         "csv": lambda: iter_delimited(path, "utf-8", check_header, separator),
     }
     for number, row in readers[file_format]():
-        if not isinstance(row, Quarantined):
-            yield number, row
-        elif row.reason != "empty line":
+        if isinstance(row, Quarantined):
             raise ConfigError(f"{path}, {'row' if file_format == 'parquet' else 'line'} {number}: {row.reason}.")
+        yield number, row
 
 
 def _id(path: Path, number: int, value: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +113,15 @@ def saved_files(path: Path) -> list[CorpusFile] | None:
 def iter_arrow(path: Path, check_header: CheckHeader) -> Rows:
     """Yield the rows of a file in Arrow's stream or file format, numbered from 1.
 
-    The file is mapped into memory. Its values are validated, because their offsets could point anywhere.
+    The file is mapped into memory. Its values are validated, because their offsets could point anywhere. Compressed
+    buffers are decompressed one batch at a time.
 
     Raises
     ------
     ConfigError
-        The file is no Arrow file, or is compressed or damaged.
+        The file is no Arrow file, or is damaged.
+    BudgetError
+        The compressed buffers of a batch, or of all dictionaries, expand to more than `MAX_GROUP_BYTES`.
     """
     import pyarrow as pa
 
@@ -132,11 +135,7 @@ def iter_arrow(path: Path, check_header: CheckHeader) -> Rows:
             if (start and tail[2:] != head) or (head[:4] == _CONTINUATION and tail != _CONTINUATION + bytes(4)):
                 raise ConfigError(f"corpus.path {str(path)!r} is no complete Arrow file: its end is missing")
             source.seek(start)
-            for message in pa.ipc.MessageReader.open_stream(source):
-                if _is_compressed(message.metadata.to_pybytes()):
-                    raise ConfigError(
-                        f"corpus.path {str(path)!r} has compressed or damaged Arrow batches; write the table as Parquet"
-                    )
+            _check_messages(path, pa.ipc.MessageReader.open_stream(source))
             source.seek(start)
             reader = pa.ipc.open_stream(source)
             columns = check_header(reader.schema.names, *_nested_columns(reader.schema))
@@ -154,23 +153,48 @@ def iter_arrow(path: Path, check_header: CheckHeader) -> Rows:
         ) from error
 
 
-def _is_compressed(metadata: bytes) -> bool:
-    """Return True if a message has a record batch with compressed buffers.
+def _check_messages(path: Path, messages: Iterable[Any]) -> None:
+    """Check what the compressed buffers of a file expand to, before any of them is decompressed."""
+    n_dictionary_bytes = 0
+    for message in messages:
+        try:
+            is_dictionary, n_bytes = _expanded_bytes(message.metadata.to_pybytes(), memoryview(message.body or b""))
+        except (struct.error, IndexError, KeyError):
+            raise ConfigError(
+                f"corpus.path {str(path)!r} has a damaged message of Arrow's format. Write the file again"
+            ) from None
+        n_dictionary_bytes += n_bytes if is_dictionary else 0
+        if max(n_bytes, n_dictionary_bytes) > MAX_GROUP_BYTES:
+            kind = "its dictionaries expand" if is_dictionary else "a batch expands"
+            raise BudgetError(
+                f"corpus.path {str(path)!r}: {kind} to {max(n_bytes, n_dictionary_bytes)} bytes; at most "
+                f"{MAX_GROUP_BYTES} are read. Write the file again with smaller batches, or as Parquet."
+            )
+
+
+def _expanded_bytes(metadata: bytes, body: memoryview) -> tuple[bool, int]:
+    """Return True for a dictionary, and the bytes that the compressed buffers of a message expand to.
 
     The metadata is a flatbuffer: a table whose field 2 is a record batch or a dictionary, which has its batch as field
-    1. Field 3 of a record batch is its compression.
+    1. Field 2 of a record batch lists its buffers by offset and length, and field 3 is its compression. A compressed
+    buffer begins with the length that it expands to, or −1 if it is stored as it is.
     """
-    try:
-        message = _table(metadata, 0)
-        kind = metadata[message[1]] if 1 in message else 0
-        if kind == 2:
-            message = _table(metadata, message[2])
-        elif kind != 3:
-            return False
-        batch = _table(metadata, message[1 if kind == 2 else 2])
-    except (struct.error, IndexError, KeyError):
-        return True  # malformed
-    return 3 in batch
+    message = _table(metadata, 0)
+    kind = metadata[message[1]] if 1 in message else 0
+    if kind not in (2, 3):
+        return False, 0
+    batch = _table(metadata, message[2])
+    if kind == 2:
+        batch = _table(metadata, batch[1])
+    if 3 not in batch or 2 not in batch:
+        return kind == 2, 0
+    vector = batch[2] + struct.unpack_from("<I", metadata, batch[2])[0]
+    total = 0
+    for i in range(struct.unpack_from("<I", metadata, vector)[0]):
+        offset, length = struct.unpack_from("<qq", metadata, vector + 4 + 16 * i)
+        if length > 0:
+            total += max(length, struct.unpack_from("<q", body, offset)[0]) if offset >= 0 else 1 << 62
+    return kind == 2, total
 
 
 def _table(data: bytes, offset: int) -> dict[int, int]:

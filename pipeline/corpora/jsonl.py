@@ -18,19 +18,23 @@ class _RepeatedFieldError(ValueError):
 
 
 def iter_jsonl(path: Path, encoding: str) -> Rows:
-    """Yield the objects of a JSON Lines file with the numbers of their lines.
+    """Yield the objects of a JSON Lines file with the numbers of their lines. Blank lines are skipped.
 
     Raises
     ------
     ConfigError
         The file is one JSON value over several lines, or a list.
     """
+    is_first = True
     for number, line in iter_lines(path, encoding):
-        if number == 1 and isinstance(line, str) and (line.lstrip().startswith("[") or line.strip() == "{"):
+        if isinstance(line, str) and not line.strip():
+            continue
+        if is_first and isinstance(line, str) and (line.lstrip().startswith("[") or line.strip() == "{"):
             raise ConfigError(
                 f"corpus.path {str(path)!r} is JSON, but not JSON Lines: expected one object in each line. Convert a list "
                 f"with  jq -c '.[]' {path.name} > {path.stem}-lines.jsonl"
             )
+        is_first = False
         yield number, line if isinstance(line, Quarantined) else _parse(number, line)
 
 
@@ -40,7 +44,7 @@ def _parse(number: int, line: str) -> dict[str, Any] | Quarantined:
     except _RepeatedFieldError as error:
         return Quarantined(number, str(error))
     except (ValueError, RecursionError) as error:
-        return Quarantined(number, "empty line" if not line.strip() else f"not JSON: {error}")
+        return Quarantined(number, f"not JSON: {error}")
     if isinstance(record, dict):
         return record
     return Quarantined(number, f"a JSON {type(record).__name__}, expected an object")

@@ -14,9 +14,8 @@ from .records import LINE_OVERHEAD, MAX_RECORD_BYTES, TOO_LONG, Quarantined, che
 def read_text(options: TextCorpus, file: CorpusFile) -> Iterator[CorpusExample | Quarantined]:
     """Yield the examples of a text file. Their ids come from the number of their (first) line.
 
-    With lines as examples, a blank line is quarantined as empty. Between paragraphs it is a separator. The lines of a
-    paragraph are joined by one space; an unreadable line quarantines its paragraph. A whole file keeps its line ends,
-    and its id is its name.
+    A blank line is no record. Between paragraphs it is a separator. The lines of a paragraph are joined by one space; an
+    unreadable line quarantines its paragraph. A whole file keeps its line ends, and its id is its name.
     """
     readers = {"line": _read_lines, "paragraph": _read_paragraphs, "file": _read_file}
     return readers[options.unit](options, file)
@@ -24,7 +23,10 @@ def read_text(options: TextCorpus, file: CorpusFile) -> Iterator[CorpusExample |
 
 def _read_lines(options: TextCorpus, file: CorpusFile) -> Iterator[CorpusExample | Quarantined]:
     for number, line in iter_lines(file.path, options.encoding):
-        yield line if isinstance(line, Quarantined) else _example(file, number, line)
+        if isinstance(line, Quarantined):
+            yield line
+        elif line.strip():
+            yield _example(file, number, line)
 
 
 def _read_paragraphs(options: TextCorpus, file: CorpusFile) -> Iterator[CorpusExample | Quarantined]:

@@ -102,7 +102,7 @@ def annotate_spans(
     """Label the words of a text by spans of characters: ``{start, end, label}``, or lists of these three.
 
     The column `name` has the label of the span that covers the word or a part of it, and the column ``NAME_number`` the
-    number of the span in the text. Of spans that overlap, the longest comes first, and the others are left out. Without
+    number of the span in the text (``NAME_number_2`` if the words have a list of that name). Of spans that overlap, the longest comes first, and the others are left out. Without
     words the text is split.
     """
     text = annotations.text or ""
@@ -125,9 +125,12 @@ def annotate_spans(
                 left_out.add("the end of a span inside a word; the word has its label", name)
     order = sorted(range(len(labelled)), key=labelled.__getitem__)
     rank = {span: i for i, span in enumerate(order)}
+    number_name = f"{name}_number"
+    while number_name in annotations.columns:
+        number_name += "_2"
     columns: dict[str, WordColumn] = {
         name: [None if span is None else labelled[span][2] for span in number_of_word],
-        f"{name}_number": [-1 if span is None else rank[span] for span in number_of_word],
+        number_name: [-1 if span is None else rank[span] for span in number_of_word],
     }
     return replace(annotations, words=words, columns={**annotations.columns, **columns})
 

@@ -117,6 +117,7 @@ def plan_groups(
                 left_out=tuple(left_out),
                 n_repeated=selection.n_repeated,
                 renamed=dict(itertools.islice(selection.renamed.items(), LISTED_NAMES)),
+                names=corpus.renamed,
             )
     if job_groups.store is not None:
         check_plan(job_groups.store, segments)

@@ -49,12 +49,14 @@ def trace(
 ) -> Example:
     """Run a model on one text and keep its attention, queries, keys and statistics.
 
-    A model with a task head (a classifier, a language model) runs without the head. The model may use any attention implementation, and its state is restored afterwards. `target` is the input text
-    of the decoder of an encoder–decoder.
+    A model with a task head (a classifier, a language model) runs without the head. The model may use any attention
+    implementation, and its state is restored afterwards. `target` is the input text of the decoder of an
+    encoder–decoder.
 
     Returns
     -------
-    An example as in a store, with `attention()`, `query()`, `key()`, `tokens()` and so on. The views accept it.
+    An example as in a store, with `attention()`, `query()`, `key()`, `tokens()` and so on. The views accept it. Its
+    `left_out` lists what the text or the model holds and the example does not; `repr` and the views show it.
 
     Raises
     ------
@@ -102,7 +104,8 @@ def trace(
         [target],
         tokens={sequence: build_token_table([encoded], sequence) for sequence in spec.sequences},
     )
-    return MemorySegment(spec, tables, buffers.arrays).examples[0]
+    left_out = (*sites.left_out, *encoded.left_out)
+    return MemorySegment(spec, tables, buffers.arrays, left_out).examples[0]
 
 
 def _encode(

@@ -20,8 +20,9 @@ from ..models.chat_template import ChatTemplate
 from ..models.model_options import ModelConfig
 from ..progress import Event, Stage, format_bytes
 from .batch_plan import BatchLimits
-from .token_options import GenerateConfig, TokensConfig
+from .token_options import PROMPT_COLUMN, GenerateConfig, TokensConfig
 from .tokenizer import Skipped, encode
+from .windows import WINDOW_COLUMNS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -125,7 +126,8 @@ def encode_corpus(
     Raises
     ------
     ConfigError
-        The configured token limit exceeds that of the model, or no example can be encoded.
+        The configured token limit exceeds that of the model, the corpus has a column whose name windows or
+        continuations need, or no example can be encoded.
     """
     on_event(Stage(f"encoding {len(corpus.examples)} examples"))
     if loaded.images is not None:
@@ -135,6 +137,7 @@ def encode_corpus(
 
     two_sided, start = _decoder(loaded)
     n_new = options.generate.max_new_tokens
+    _check_columns(options, corpus.examples, two_sided=two_sided)
     conversations, refusals = render_conversations(corpus.examples, loaded.tokenizer, continued=n_new > 0)
     limit = token_limit(loaded.model, loaded.tokenizer)
     outcomes = encode(
@@ -164,6 +167,19 @@ def encode_corpus(
         first = next(iter(skipped.values()))
         raise ConfigError(f"none of the {len(corpus.examples)} examples can be encoded: {first}.")
     return examples, skipped
+
+
+def _check_columns(options: EncodingOptions, examples: Sequence[CorpusExample], *, two_sided: bool) -> None:
+    """Check that windows and continuations do not overwrite a column of the corpus."""
+    names = set(WINDOW_COLUMNS) if options.tokens.too_long == "windows" else set()
+    names |= {PROMPT_COLUMN} if options.generate.max_new_tokens and not two_sided else set()
+    columns = dict.fromkeys(name for example in examples for name in example.columns)
+    if reserved := [name for name in columns if name in names]:
+        raise ConfigError(
+            f"the corpus has columns named {', '.join(reserved)}, but with these settings headatlas writes its own "
+            "columns of these names. Rename the fields in the corpus, or leave them out of corpus.columns (of "
+            "corpus.metadata for treebanks)."
+        )
 
 
 def check_longest(loaded: LoadedModel, examples: Sequence[EncodedExample]) -> None:

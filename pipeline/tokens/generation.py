@@ -25,7 +25,7 @@ from ..corpora.word_split import split_words
 from ..models.attention_implementation import implementation
 from .batch_plan import BatchLimits
 from .text_encoding import TextEncoding
-from .token_options import GenerateConfig
+from .token_options import PROMPT_COLUMN, GenerateConfig
 from .tokenizer import SpecialTokens, make_sequence, with_words
 from .words_left_out import TARGET_WORDS, WORDS, words_left_out
 
@@ -213,7 +213,7 @@ def continue_example(
         text_pair=texts[1] if is_pair else None,
         words=words,
         word_columns=columns,  # pyright: ignore[reportArgumentType]
-        columns={**example.columns, "prompt_end": len(prompt_text)},
+        columns={**example.columns, PROMPT_COLUMN: len(prompt_text)},
     )
     sequence = with_words(sequence, words)
     sequence.flags[: len(prompt)] |= prompt.flags & np.uint8(TokenFlag.CUT)

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TooLong = Literal["truncate", "windows", "whole"]
+PROMPT_COLUMN = "prompt_end"
+"""Annotation of a continued prompt: the number of characters of the prompt."""
 
 
 class TokensConfig(BaseModel):

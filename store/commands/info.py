@@ -30,7 +30,6 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     from ..files.manifest import left_out_of
     from ..patterns.lexer import printable
     from ..schema.omissions import Omissions
-    from ..schema.renamed import read_renamed
     from ..store import open_store
     from .provenance_text import corpus_columns, provenance_rows
     from .tables import fetched_text
@@ -84,7 +83,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
         facts.add_row("eager mode", "attention as the model returned it; its query and key could not be seen")
     if (codec := manifest.spec.attention_codec) is not None:
         facts.add_row("attention", _attention_text(opened, codec))
-    lines = [*map(str, left_out_of(manifest)), *read_renamed(manifest.provenance).lines()]
+    lines = [*map(str, left_out_of(manifest)), *manifest.renamed.lines()]
     for number, line in enumerate(lines):
         facts.add_row("" if number else "left out", printable(line))
     for kind, names in corpus_columns(opened).items():

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..errors import CorruptSegmentError, FormatError, NotFoundError
 from ..schema.corpus_parts import CorpusPart
 from ..schema.omissions import Omission, Omissions, count_by_reason, read_omissions
+from ..schema.renamed import Renamed, joined, read_renamed
 from ..schema.traces import FORMAT_NAME, TraceSpec, check_format_version
 from .hashed_files import UnexpectedFileError, fsync_folder
 from .json_documents import format_document, parse_document
@@ -137,17 +138,26 @@ class Manifest(_Frozen):
             n_examples=examples,
             corpus=corpus if isinstance(corpus, dict) else {},
             left_out=read_omissions(self.provenance),
+            names=read_renamed(self.provenance),
         )
         return (first, *self.extensions)
 
     @property
-    def left_out(self) -> Omissions:
-        """What the corpora or the model hold and the store does not, without the examples that were skipped.
+    def _newest_parts(self) -> list[CorpusPart]:
+        """The parts without those of a corpus that grew later: its newest part describes it from its beginning."""
+        return list(
+            {(part.name, str(part.corpus.get("options", {}).get("skip", 0))): part for part in self.parts}.values()
+        )
 
-        If a corpus grew, its newest part counts, because it was counted from the beginning of the corpus.
-        """
-        newest = {(part.name, str(part.corpus.get("options", {}).get("skip", 0))): part for part in self.parts}
-        return Omissions(row for part in newest.values() for row in part.left_out)
+    @property
+    def renamed(self) -> Renamed:
+        """Columns and ids that have another name in the store than in its corpora."""
+        return joined(part.names for part in self._newest_parts)
+
+    @property
+    def left_out(self) -> Omissions:
+        """What the corpora or the model hold and the store does not, without the examples that were skipped."""
+        return Omissions(row for part in self._newest_parts for row in part.left_out)
 
     @model_validator(mode="after")
     def _check_entries(self) -> Manifest:

@@ -110,11 +110,19 @@ def column_values(column: Column, kind: Kind | None = None) -> Values:
 
 
 def word_field_names(columns: Mapping[str, Column]) -> dict[str, str]:
-    """Map field names to word columns. A column with the name of a token field gets the field name ``word_NAME``."""
-    names = {}
+    """Map field names to word columns. A column with the name of a token field gets the field name ``word_NAME``.
+
+    If another column or a token field has that name too, it gets a number: ``word_text_2``.
+    """
+    names = {name: name for name in columns if name not in TOKEN_FIELDS}
     for name in columns:
-        names[f"word_{name}" if name in TOKEN_FIELDS else name] = name
-    return {field: name for field, name in names.items() if field not in TOKEN_FIELDS}
+        if name in TOKEN_FIELDS:
+            field, n = f"word_{name}", 1
+            while field in names or field in TOKEN_FIELDS:
+                n += 1
+                field = f"word_{name}_{n}"
+            names[field] = name
+    return names
 
 
 @dataclass(frozen=True)

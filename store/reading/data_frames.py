@@ -122,9 +122,11 @@ def table_frame(table: TokenTable, first_example: int) -> pd.DataFrame:
 
 
 def _add_annotations(frame: pd.DataFrame, annotations: dict[str, np.ndarray | pd.Series]) -> pd.DataFrame:
-    """Add annotations as columns. An annotation with the name of an existing column gets the prefix ``_``."""
+    """Add annotations as columns. An annotation with the name of an existing column gets prefixes ``_``."""
     for name, values in annotations.items():
-        frame[f"_{name}" if name in frame else name] = values
+        while name in frame:
+            name = f"_{name}"
+        frame[name] = values
     return frame
 
 

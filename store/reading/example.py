@@ -13,6 +13,7 @@ from ..codecs import companding
 from ..codecs.pairs import pair_rows, unpack_rows
 from ..errors import BudgetError, ConfigError, located
 from ..files.overlays import overlay_path
+from ..schema.omissions import Omission
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site
 from .attention_rebuild import RowReader, require_rebuilt
@@ -36,27 +37,36 @@ class Example:
         self._cached_rows: tuple[tuple[object, ...], RowReader] | None = None
 
     def __repr__(self) -> str:
-        return f"Example({self.index}, {self.id!r}, {self.text[:40]!r})"
+        left_out = "".join(f", {omission}" for omission in self.left_out)
+        return f"Example({self.index}, {self.id!r}, {self.text[:40]!r}{left_out})"
+
+    @property
+    def left_out(self) -> tuple[Omission, ...]:
+        """What the input and the model hold and the example does not, if `headatlas.pipeline.trace` made it.
+
+        Empty for examples of a store: `headatlas info` lists the omissions of all of them together.
+        """
+        return self.segment.left_out
 
     @cached_property
     def id(self) -> str:
         """Id of the example in the corpus."""
-        return self.segment.ids()[self.row]
+        return self.segment.example_text("id", self.row) or ""
 
     @cached_property
     def text(self) -> str:
         """Text of the example; the first text of a pair."""
-        return self.segment.texts("text")[self.row]
+        return self.segment.example_text("text", self.row) or ""
 
     @cached_property
     def text_pair(self) -> str | None:
         """Second text of a pair, or None."""
-        return self.segment.optional_texts("text_pair")[self.row]
+        return self.segment.example_text("text_pair", self.row)
 
     @cached_property
     def target_text(self) -> str | None:
         """Text on the output side of an encoder–decoder, or None."""
-        return self.segment.optional_texts("target_text")[self.row]
+        return self.segment.example_text("target_text", self.row)
 
     @cached_property
     def columns(self) -> dict[str, str | int | float | None]:

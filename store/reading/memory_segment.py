@@ -5,12 +5,14 @@ It has the same arrays as a written segment under the same paths, so `Example` a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
 from ..codecs.array_layout import ArrayLayout
 from ..errors import ConfigError
+from ..schema.omissions import Omission
 from ..schema.text_tables import SegmentTables, table_arrays
 from ..schema.traces import TraceSpec, count_entries, segment_layout
 from .example import Example
@@ -28,6 +30,8 @@ class MemorySegment(Segment):
         Ids, texts, annotations and tokens.
     arrays
         The trace arrays of `segment_layout`, by path.
+    left_out
+        What the input and the model hold and the segment does not.
 
     Raises
     ------
@@ -35,9 +39,16 @@ class MemorySegment(Segment):
         An array is missing, or its shape or type does not match `spec` and the tokens.
     """
 
-    def __init__(self, spec: TraceSpec, tables: SegmentTables, arrays: dict[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        spec: TraceSpec,
+        tables: SegmentTables,
+        arrays: dict[str, np.ndarray],
+        left_out: Sequence[Omission] = (),
+    ) -> None:
         tables.check()
         super().__init__(spec, 0, 0, tables.n_examples, "in memory")
+        self.left_out = tuple(left_out)
         self._layouts: dict[str, ArrayLayout] = {}
         self._arrays: dict[str, np.ndarray] = {}
         for path, table_array in table_arrays(tables).items():

@@ -7,7 +7,7 @@ this interface.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -21,6 +21,7 @@ from ..containers.container import guard_fork
 from ..errors import FormatError, NotFoundError, located
 from ..files.byte_cache import ByteCache
 from ..files.overlays import overlay_path
+from ..schema.omissions import Omission
 from ..schema.text_tables import read_columns, read_optional_text, read_text, read_token_table
 from ..schema.token_table import Column, TokenTable
 from ..schema.traces import TraceSpec
@@ -57,6 +58,8 @@ class Segment(ABC):
         self.where = where
         self.overlays: dict[str, SegmentOverlay] = {}
         """Overlays of the segment, by name."""
+        self.left_out: tuple[Omission, ...] = ()
+        """Omissions of a segment in memory. Those of a store are listed in its manifest, for all segments together."""
         self._cache = ByteCache(TABLES_MAX_BYTES) if cache is None else cache
         self.traces = ByteCache(0) if traces is None else traces
 
@@ -183,29 +186,31 @@ class Segment(ABC):
 
     def ids(self) -> list[str]:
         """Return the ids of the examples."""
-        return self._text("id")
+        return [row or "" for row in self._texts_of("id")]
 
     def texts(self, name: str = "text") -> list[str]:
         """Return ``text``, ``text_pair`` or ``target_text`` of every example, "" if an example has none."""
-        return [row or "" for row in self.optional_texts(name)]
+        return [row or "" for row in self._texts_of(name)]
 
     def optional_texts(self, name: str) -> list[str | None]:
         """Return ``text_pair`` or ``target_text`` of every example, None if an example has none."""
-        if name in ("id", "text"):
-            return list(self._text(name))
-        if name not in ("text_pair", "target_text"):
+        return list(self._texts_of(name))
+
+    def example_text(self, name: str, row: int) -> str | None:
+        """Return ``id`` or a text of one example, without a copy of those of the others."""
+        return self._texts_of(name)[row]
+
+    def _texts_of(self, name: str) -> Sequence[str | None]:
+        """Return the cached texts of a name, which callers must not change."""
+        if name not in ("id", "text", "text_pair", "target_text"):
             raise NotFoundError(f"no text {name!r}; expected id, text, text_pair or target_text.")
-        names = list(self.layouts)
 
-        def read() -> list[str | None]:
-            return self._check_length(read_optional_text(self._table, names, name, self.n_examples), name)
+        def read() -> list[str] | list[str | None]:
+            if name in ("id", "text"):
+                return self._check_length(read_text(self._table, f"example/{name}"), name)
+            return self._check_length(read_optional_text(self._table, list(self.layouts), name, self.n_examples), name)
 
-        return list(self._cached("optional", name, read))
-
-    def _text(self, name: str) -> list[str]:
-        return list(
-            self._cached("text", name, lambda: self._check_length(read_text(self._table, f"example/{name}"), name))
-        )
+        return self._cached("text", name, read)
 
     def _cached(self, kind: str, name: str, read: Callable[[], Rows]) -> Rows:
         """Return a decoded table from the cache, reading it if it is missing. Errors name the location."""

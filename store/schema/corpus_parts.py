@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from .omissions import Omission
+from .renamed import Renamed
 
 
 class CorpusPart(BaseModel):
@@ -27,6 +28,8 @@ class CorpusPart(BaseModel):
     """Number of records of the corpus that the store held already."""
     renamed: dict[str, str] = Field(default_factory=dict)
     """New ids by old ids of records whose id another text of the store has."""
+    names: Renamed = Renamed()
+    """Columns and repeated ids of this corpus that have another name in the store."""
 
     @property
     def name(self) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .omissions import LISTED_NAMES
 
 
 class Renamed(BaseModel):
@@ -29,6 +32,17 @@ class Renamed(BaseModel):
             names = ", ".join(f"{old!r} as {new!r}" for new, old in self.ids.items())
             more = ", …" if self.n_ids > len(self.ids) else ""
             yield f"{self.n_ids:,} ids occur before and have a number added: {names}{more}"
+
+
+def joined(parts: Iterable[Renamed]) -> Renamed:
+    """Return the names of several corpora of one store."""
+    rows = list(parts)
+    ids = {new: old for row in rows for new, old in row.ids.items()}
+    return Renamed(
+        columns={field: name for row in rows for field, name in row.columns.items()},
+        ids=dict(islice(ids.items(), LISTED_NAMES)),
+        n_ids=sum(row.n_ids for row in rows),
+    )
 
 
 def read_renamed(provenance: dict[str, Any]) -> Renamed:

@@ -1,4 +1,4 @@
-"""Stores of one long text in the shape of MiniLM or SmolLM2, as ``keep.preset = "long"`` leaves them.
+"""Stores of long texts, and of many examples. The long texts have the shape of MiniLM or SmolLM2, as ``keep.preset = "long"`` leaves them.
 
 Keys are drawn from `N_KINDS` vectors. The sum over the keys that a row sees is then a sum over kinds, so logsumexp and
 edges are exact without any map.
@@ -13,6 +13,7 @@ import numpy as np
 from headatlas.store.codecs.companding import encode_vectors
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.text_tables import SegmentTables
+from headatlas.store.schema.token_table import Column
 from headatlas.store.schema.traces import Keep, Site, TraceSpec, segment_layout
 from headatlas.store.writing.store_writer import StoreWriter
 
@@ -61,6 +62,27 @@ def write_long_store(path: Path, shape: str, n_tokens: int, n_examples: int = 2)
     writer.write(
         0, 0, SegmentTables(ids, texts, [None] * n_examples, [None] * n_examples, {}, {"source": table}), arrays
     )
+    return path
+
+
+def write_many_examples(path: Path, n_examples: int, n_characters: int) -> Path:
+    """Write a store of many examples of one word each, with statistics and edges only, and an annotation of examples."""
+    site = Site(name="encoder", n_layers=2, n_heads=2, n_kv_heads=2, d_head=4, causal=False, scaling=(0.5,) * 2,
+                softcap=(None,) * 2, window=(None,) * 2)  # fmt: skip
+    rng = np.random.default_rng(0)
+    texts = [rng.bytes(n_characters // 2).hex() for _ in range(n_examples)]
+    table = token_table(texts)
+    spec = TraceSpec(sites=(site,), keep=Keep(attention=None, query_key=None, edges=1), statistics=STATISTIC_NAMES)
+    layout = segment_layout(spec, {"source": table.n_tokens})
+    arrays = {name: np.zeros(array.shape, array.dtype) for name, array in layout.items()}
+    arrays["encoder/statistics"][...] = rng.random(arrays["encoder/statistics"].shape)
+    writer = StoreWriter.create(
+        path, spec=spec, provenance={"model": {"name": "many"}, "corpus": {"name": "many"}},
+        n_examples_planned=n_examples, n_segments_planned=1, threads=2,
+    )  # fmt: skip
+    ids, nothing = [f"example-{i}" for i in range(n_examples)], [None] * n_examples
+    topic = Column.of_text([f"topic {i % 7}" for i in range(n_examples)])
+    writer.write(0, 0, SegmentTables(ids, texts, nothing, nothing, {"topic": topic}, {"source": table}), arrays)
     return path
 
 

@@ -15,13 +15,13 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.viewer_load import Reader, opened
+from benchmarks.viewer_load import Reader, model_of, opened
 
 ROOT = Path(__file__).resolve().parents[2]
 IDLE_S, PATIENCE_S = 0.4, 180
@@ -64,6 +64,10 @@ class Click:
     """Longest time until an answer of `/liveness`."""
     busiest_s: float
     """Most processor time of the event loop's thread until an answer of `/liveness`."""
+    loop_bytes: int
+    """Bytes of `read_bytes` that the event loop's thread has read itself."""
+    longest_message: int
+    """Characters of the longest message to the browser."""
     text: str = field(repr=False)
     """All messages to the browser."""
 
@@ -86,9 +90,10 @@ class Watched:
         assert match
         return 1024 * int(match[1])
 
-    def read_bytes(self) -> int:
-        """Return the bytes that the server has read from files and sockets so far."""
-        match = re.search(r"^rchar: (\d+)", self._proc("io"), re.MULTILINE)
+    def read_bytes(self, *, on_loop: bool = False) -> int:
+        """Return the bytes that the server, or the thread of its event loop, has read from files and sockets so far."""
+        counts = self._proc(f"task/{self.process.pid}/io" if on_loop else "io")
+        match = re.search(r"^rchar: (\d+)", counts, re.MULTILINE)
         assert match
         return int(match[1])
 
@@ -146,19 +151,31 @@ class Watched:
         data = {"type": "map", "entries": [["go", {"type": "map", "entries": entries}]]}
         await self._reader.event("data_event", model={"id": self._router}, data=data)
 
+    async def download(self, file: str, picture: str) -> Click:
+        """Request the HTML file of a component that the last clicks have made, and measure until the server is idle."""
+        documents = [json.loads(text) for text in self._texts if file in text]
+        model = {"id": next(model_of(document, file) for document in documents)}
+        data = {"type": "map", "entries": [["download", picture]]}
+        assert self._reader is not None
+        return await self._measure("download", self._reader.event("data_event", model=model, data=data))
+
     async def click(self, name: str, patch: dict[str, Any]) -> Click:
         """Send a change of the state and measure until the server is idle again."""
+        return await self._measure(name, self.send(patch))
+
+    async def _measure(self, name: str, request: Coroutine[Any, Any, None]) -> Click:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")  # resets VmHWM
-        read, begin = self.read_bytes(), time.monotonic()
+        read, on_loop, begin = self.read_bytes(), self.read_bytes(on_loop=True), time.monotonic()
         self._texts.clear()
-        await self.send(patch)
+        await request
         await self.idle()
         seconds = time.monotonic() - begin - IDLE_S
         answers = [json.loads(line) for line in self._log.read_text().splitlines() if line.endswith("]")]
         during = [(wall, work) for start, wall, work in answers if start + wall >= begin]
         return Click(
             name, self.read_bytes() - read, self._status("VmHWM") - self.idle_bytes, seconds,
-            max(wall for wall, _ in during), max(work for _, work in during), "".join(self._texts),
+            max(wall for wall, _ in during), max(work for _, work in during),
+            self.read_bytes(on_loop=True) - on_loop, max(map(len, self._texts), default=0), "".join(self._texts),
         )  # fmt: skip
 
 

@@ -71,7 +71,15 @@ function downloads(card, model, repaint) {
     el("div", {role: "menu"}, formats.map(format => el("button", {role: "menuitem", "data-format": format, title: FORMATS[format], onclick: () => download(format)}, format))));
   menu.addEventListener("focusout", event => { if (!menu.contains(event.relatedTarget)) menu.open = false; });
   card.append(menu);
-  model.on("msg:custom", data => { const {of, page} = plain(data); if (page !== undefined && of === card.dataset.picture) save(`${name}.html`, page, "text/html"); });
+  let pieces = [];   // a page arrives in several messages
+  model.on("msg:custom", data => {
+    const {of, page, more, error} = plain(data);
+    if (of !== card.dataset.picture) return;
+    if (error !== undefined) { pieces = []; menu.querySelector("div").append(el("p.reason", {role: "alert"}, error)); menu.open = true; return; }
+    if (page === undefined) return;
+    pieces.push(page);
+    if (!more) { save(`${name}.html`, new Blob(pieces, {type: "text/html"}), "text/html"); pieces = []; }
+  });
 }
 
 // Size a canvas in CSS pixels, sharp on any screen. Returns its cleared context.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
@@ -32,12 +32,16 @@ from headatlas.store.errors import BudgetError, HeadAtlasError
 
 from ..theme.colours import THEMES, palette
 from . import panel_private as panel_private  # checks the installed versions when it is imported
-from .background import background
+from .background import Check, Newest
 from .script_files import FOLDER, IMPORT, files_of, splice
 from .standalone_page import frozen_page
 from .wire import outbox_of, step
 
 logger = logging.getLogger(__name__)
+MAX_DOWNLOAD = 24 << 20
+"""Most bytes of numbers in an HTML download. The server makes it in memory, in about ten times as many bytes."""
+PIECE_CHARACTERS = 2 << 20
+"""Characters of a document that are sent in one message."""
 
 
 class ESMView(JSComponent):
@@ -80,25 +84,42 @@ class ESMView(JSComponent):
                 if type(current) is not type(value) or not is_same:
                     setattr(self, name, value)
 
-    document: Callable[[], str] | None = None
+    document: Callable[[Check], str] | None = None
     """Function that makes the document of an HTML download. If None the download holds this component as it stands."""
+    _downloads: Newest | None = None
 
     def _handle_msg(self, data: Any) -> None:
         if isinstance(data, dict) and isinstance(picture := data.get("download"), str):
-            background(self._page, lambda page: self._send_msg({"of": picture[:200], "page": page}))
+            self._downloads = self._downloads or Newest()
+            answer = {"of": picture[:200]}
+            self._downloads.start(
+                picture[:200], self._page, lambda page: self._send_page(answer, page),
+                lambda error: self._send_msg({**answer, "error": str(error)}), at_once=False,
+            )  # fmt: skip
         else:
             super()._handle_msg(data)
 
-    def _page(self) -> str:
+    def _page(self, check: Check) -> str:
         note = ""
         if self.document is not None:
             try:
-                return self.document()
+                return self.document(check)
             except HeadAtlasError as error:  # too large or incomplete: fall back to this component as it stands
                 logger.info("%s: the download holds this component as it stands: %s", type(self).__name__, error)
                 note = f"as it was shown, because {error}" if isinstance(error, BudgetError) else "as it was shown"
         values = {name: getattr(self, name) for name in self.param if name not in Layoutable.param and name != "theme"}
-        return frozen_page(type(self).__name__, str(self._bundle), values, self.theme, note)
+        return frozen_page(type(self).__name__, str(self._bundle), values, self.theme, note, MAX_DOWNLOAD)
+
+    def _send_page(self, answer: dict[str, Any], page: str, start: int = 0) -> None:
+        """Send a document in pieces. The event loop handles other messages between them."""
+        stop, document = start + PIECE_CHARACTERS, state.curdoc
+        self._send_msg({**answer, "page": page[start:stop], "more": stop < len(page)})
+        if stop >= len(page):
+            return
+        if document is None or document.session_context is None:
+            self._send_page(answer, page, stop)
+        else:
+            document.add_next_tick_callback(partial(self._send_page, answer, page, stop))
 
     def _param_change(self, *events: param.parameterized.Event) -> None:
         unsent = [event for event in events if not self._put_in_outbox(event)]

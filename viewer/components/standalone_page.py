@@ -33,7 +33,9 @@ main { display: grid; gap: 8px; min-height: 0; grid-template-columns: 232px minm
 """
 
 
-def frozen_page(name: str, file: str, values: dict[str, Any], theme: str, note: str = "") -> str:
+def frozen_page(
+    name: str, file: str, values: dict[str, Any], theme: str, note: str = "", max_bytes: int = MAX_BYTES
+) -> str:
     """Make the document of one component in its present state. Hover, tooltips and tables still work.
 
     Parameters
@@ -50,13 +52,13 @@ def frozen_page(name: str, file: str, values: dict[str, Any], theme: str, note: 
     Raises
     ------
     BudgetError
-        The arrays take more than `MAX_BYTES`.
+        The arrays take more than `max_bytes`.
     """
     values = _finite(values)
     n_bytes = array_bytes(values)
-    if n_bytes > MAX_BYTES:
+    if n_bytes > max_bytes:
         raise BudgetError(
-            f"this picture holds {n_bytes >> 20} MiB of numbers; a file holds at most {MAX_BYTES >> 20} MiB. "
+            f"this picture holds {n_bytes / 2**20:.1f} MiB of numbers; a file holds at most {max_bytes >> 20} MiB. "
             "Show fewer heads or a shorter text."
         )
     title = visible(f"{name} \u00b7 {note}" if note else name)

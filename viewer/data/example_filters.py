@@ -6,7 +6,7 @@ The functions read a store and have no cache. `DataSource` caches their results.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Int64
@@ -20,6 +20,8 @@ from ..theme.token_labels import visible
 
 MAX_VALUES = 24
 """Most values of a field that are suggested."""
+CHECK_EXAMPLES = 256
+"""Number of examples that are read between two calls of `check`."""
 
 
 def without_damage(store: Store) -> tuple[Store, tuple[str, ...]]:
@@ -33,13 +35,22 @@ def without_damage(store: Store) -> tuple[Store, tuple[str, ...]]:
     return (store.without(damaged) if damaged else store), tuple(damaged.values())
 
 
-def containing(texts: Sequence[str], ids: Sequence[str], text: str) -> Int64[np.ndarray, "match"]:
-    """Return the positions of the examples whose text or id contains `text`. Ignores case."""
+def containing(store: Store, text: str, check: Callable[[], None]) -> Int64[np.ndarray, "match"]:
+    """Return the positions of the examples whose text or id contains `text`. Ignores case.
+
+    The texts of one segment at a time are in memory. `check` is called often and raises an error to end the reading.
+    """
     if not text:
-        return np.arange(len(ids), dtype=np.int64)
-    needle = text.casefold()
-    pairs = zip(texts, ids, strict=True)
-    positions = [i for i, (body, name) in enumerate(pairs) if needle in body.casefold() or needle in name.casefold()]
+        return np.arange(store.n_examples, dtype=np.int64)
+    needle, positions, start = text.casefold(), list[int](), 0
+    for segment in store.segments:
+        check()
+        for i, (body, name) in enumerate(zip(segment.texts(), segment.ids(), strict=True), start):
+            if i % CHECK_EXAMPLES == 0:
+                check()
+            if needle in body.casefold() or needle in name.casefold():
+                positions.append(i)
+        start += segment.n_examples
     return np.asarray(positions, np.int64)
 
 

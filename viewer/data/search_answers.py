@@ -1,16 +1,21 @@
-"""Results as the pages use them: one number for each head with its scale and ranks, and one edge."""
+"""Searches within limits, and results as the pages use them: one number for each head with its scale and ranks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from headatlas.store.errors import HeadAtlasError
-from headatlas.store.queries.pattern_search import SearchResult
-from headatlas.store.schema.traces import Site
+from headatlas.store.errors import BudgetError, HeadAtlasError
+from headatlas.store.queries.pattern_search import SearchProgress, SearchResult
+from headatlas.store.queries.pattern_search import search as pattern_search
+from headatlas.store.queries.segment_scan import basis_for
+from headatlas.store.schema.traces import Site, head_index
+from headatlas.store.store import Store
 
 SEARCH = "search"
 """Name of the mass of the current search among the statistics."""
@@ -59,6 +64,17 @@ class HeadValues:
         return self.site.heads[int(flat.argmax())]
 
 
+def similar_heads(tables: Sequence[HeadValues], layer: int, head: int, n: int) -> list[tuple[tuple[int, int], float]]:
+    """Return the `n` heads with the most similar values in `tables`, each with a similarity in (0, 1]."""
+    if not tables:
+        return []
+    profile = np.stack([np.nan_to_num(t.values) / t.high for t in tables], axis=-1)  # [layer, head, statistic]
+    site = tables[0].site
+    similarity = np.exp(-3 * np.sqrt(np.square(profile - profile[head_index(site, layer, head)]).mean(axis=-1))).ravel()
+    order = [(site.heads[i], i) for i in np.argsort(-similarity, kind="stable")[: n + 1].tolist()]
+    return [(other, float(similarity[i])) for other, i in order if other != (layer, head)][:n]
+
+
 @dataclass(frozen=True)
 class Edge:
     """One (query, key) pair of one head in one example."""
@@ -76,6 +92,78 @@ class SearchStoppedError(HeadAtlasError):
     def __init__(self, result: SearchResult) -> None:
         super().__init__("the search was stopped")
         self.result = result
+
+
+@dataclass(frozen=True)
+class SearchLimits:
+    """Limits of one search, so that no reader can occupy the server."""
+
+    seconds: float | None = None
+    """Time limit. A search that exceeds it stops with a partial result."""
+    n_bytes: int = 16 << 30
+    """Most bytes of traces that a search decodes. It is decided before the search which segments that is."""
+
+
+def search(
+    store: Store,
+    expression: str,
+    site: str,
+    limits: SearchLimits,
+    on_progress: Callable[[SearchProgress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> SearchResult:
+    """Score every head for a pattern on the segments within the limit, with the evidence for the scores.
+
+    A note of the result names the examples that were left out. Errors are those of `DataSource.search`.
+    """
+    start, n_examples = time.monotonic(), store.n_examples
+
+    def must_stop() -> bool:
+        return stop() or (limits.seconds is not None and time.monotonic() - start > limits.seconds)
+
+    outside = _segments_outside(store, site, limits.n_bytes)
+    part = store.without(outside) if outside else store
+    result = pattern_search(part, expression, site, on_progress=on_progress, stop=must_stop)
+    _ = result.evidence  # computed here, in a thread: pages read it in the server's event loop
+    if not result.is_complete:
+        raise SearchStoppedError(result)
+    if outside:
+        note = (
+            f"{n_examples - part.n_examples:,} of {n_examples:,} examples are left out: a search of the viewer reads "
+            f"at most {limits.n_bytes / 2**30:.3g} GiB of traces. headatlas search reads all, and so does "
+            "headatlas view with a higher --search-gib"
+        )
+        result = replace(result, notes=(*result.notes, note))
+    return result
+
+
+def _segments_outside(store: Store, site: str, max_bytes: int) -> list[int]:
+    """Return the indices of the segments after the first ones that a search may read.
+
+    Raises
+    ------
+    BudgetError
+        It may read none.
+    """
+    names = {
+        "attention": ("attention", "visible_keys", "edge_"),
+        "edges": ("edge_",),
+        "rebuilt": ("query", "key", "logsumexp", "position_bias", "sinks"),
+    }[basis_for(store.segments, store.site(site), "auto")]
+    prefixes = tuple(f"{site}/{name}" for name in names)
+    total, outside = 0, list[int]()
+    for segment in store.segments:
+        arrays = [entry.layout() for entry in segment.listing.arrays if entry.path.startswith(prefixes)]
+        total += sum(layout.raw_bytes for layout in arrays)
+        if total > max_bytes:
+            outside.append(segment.index)
+            if len(outside) == len(store.segments):
+                raise BudgetError(
+                    f"a search reads {total / 2**30:.3g} GiB of the first segment; at most "
+                    f"{max_bytes / 2**30:.3g} GiB are read. Use headatlas search, or start the viewer with a "
+                    "higher --search-gib."
+                )
+    return outside
 
 
 def mass_of(result: SearchResult) -> HeadValues:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from weakref import WeakSet
 
 from headatlas.store.errors import HeadAtlasError, NotFoundError
 from headatlas.store.files.manifest import manifest_numbers, read_manifest
@@ -17,6 +19,7 @@ from headatlas.store.store import Store, open_store
 
 from ..theme.token_labels import visible
 from .bookmarks import Bookmarks
+from .search_answers import SearchLimits
 from .store_data import DataSource
 
 CHECK_INTERVAL_S = 2.0
@@ -33,19 +36,20 @@ class ServedStores:
     bookmarks
         Function that returns the bookmarks of the store in a folder (None for a store behind a URL), or None if the
         store has no bookmarks.
-    search_s
-        Time limit of one search, in seconds.
+    limits
+        Limits of one search.
     """
 
     def __init__(
         self,
         stores: Sequence[Store],
         bookmarks: Callable[[Path | None], Bookmarks | None] = lambda path: None,
-        search_s: float | None = None,
+        limits: SearchLimits = SearchLimits(),
     ) -> None:
         if not stores:
             raise NotFoundError("there is no store to show. Name at least one folder.")
-        self._bookmarks, self._search_s, self._lock = bookmarks, search_s, Lock()
+        self._bookmarks, self._limits, self._lock = bookmarks, limits, Lock()
+        self._preparation, self._prepared = Lock(), WeakSet[DataSource]()
         self._checks: dict[str, tuple[float, int]] = {}
         names: list[str] = []
         for store in stores:
@@ -63,14 +67,14 @@ class ServedStores:
         cls,
         paths: Sequence[Path | str],
         bookmarks: Callable[[Path | None], Bookmarks | None] = lambda path: None,
-        search_s: float | None = None,
+        limits: SearchLimits = SearchLimits(),
     ) -> ServedStores:
         """Open the stores at `paths`."""
-        return cls([open_store(path) for path in paths], bookmarks, search_s)
+        return cls([open_store(path) for path in paths], bookmarks, limits)
 
     def _source(self, store: Store, name: str) -> DataSource:
         bookmarks = self._bookmarks(store.source.folder)
-        return DataSource(store, name=name, served_with=self, bookmarks=bookmarks, search_s=self._search_s)
+        return DataSource(store, name=name, served_with=self, bookmarks=bookmarks, limits=self._limits)
 
     def __getitem__(self, name: str) -> DataSource:
         """Return the data source of a store."""
@@ -88,6 +92,22 @@ class ServedStores:
     def first(self) -> DataSource:
         """Data source of the store that is shown by default."""
         return self._sources[self.names[0]]
+
+    @property
+    def is_prepared(self) -> bool:
+        """True if `prepare` has read all stores as they are shown now."""
+        return all(data in self._prepared for data in self)
+
+    def prepare(self) -> None:
+        """Read what pages need at once and what grows with the corpus, so that no page reads it in the event loop.
+
+        Errors are left to the pages, which report them.
+        """
+        with self._preparation:
+            for data in [data for data in self if data not in self._prepared]:
+                with suppress(HeadAtlasError):
+                    _prepare(data)
+                self._prepared.add(data)
 
     def new_segments(self, data: DataSource) -> int:
         """Return the number of segments committed since the snapshot that `data` shows."""
@@ -115,3 +135,15 @@ class ServedStores:
             if newest.manifest.number != data.store.manifest.number:
                 self._sources[name] = self._source(newest, name)
             return self._sources[name]
+
+
+def _prepare(data: DataSource) -> None:
+    if not data.n_examples:
+        return
+    _ = data.bounds, data.example_numbers, data.positions, data.library, data.store.example_columns()
+    for name, site in data.store.sites.items():
+        data.field_values(name)
+        for sequence in {site.query_sequence, site.key_sequence}:
+            data.lengths(sequence)
+        for statistic in data.statistic_names:
+            data.head_values(name, statistic)

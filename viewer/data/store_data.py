@@ -6,7 +6,6 @@ records. The arrays are read-only, because sessions share them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -18,7 +17,7 @@ from jaxtyping import Float32, Int64
 from headatlas.store.errors import NotFoundError, PatternError
 from headatlas.store.files.byte_cache import ByteCache
 from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
-from headatlas.store.queries.pattern_search import ExampleHit, SearchProgress, SearchResult, search
+from headatlas.store.queries.pattern_search import ExampleHit, SearchProgress, SearchResult
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.reading.example import Example
 from headatlas.store.schema.capture_statistics import STATISTICS
@@ -31,12 +30,24 @@ from ..state.reader_state import Bounds
 from ..theme.token_labels import visible
 from .bookmarks import Bookmarks
 from .example_filters import containing, frequent_values, having, pair_groups, sample_ranking, without_damage
-from .search_answers import SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, short, upper_end
+from .search_answers import (  # fmt: skip
+    SEARCH,
+    Edge,
+    HeadValues,
+    SearchLimits,
+    mass_of,
+    search,
+    short,
+    similar_heads,
+    upper_end,
+)
 from .strongest_edge import strongest_edge
 
 Value = TypeVar("Value")
 MAX_HITS = 60
 """Most examples of a search that are listed for a head."""
+AT_ONCE_EXAMPLES, AT_ONCE_TEXT = 1 << 13, 1 << 20
+"""Most examples, and most tokens of all of them, whose texts are read in the server's event loop."""
 MAX_HIT_PAIRS = 4 << 20
 """Most weights of an example that are read for its strongest edge, and of all examples in one step."""
 
@@ -75,8 +86,8 @@ class DataSource:
         The stores that are served together, for views that compare stores.
     bookmarks
         Stars and notes on heads. None if the viewer has no bookmarks.
-    search_s
-        Time limit of a search, in seconds. A search that exceeds it stops with a partial result.
+    limits
+        Limits of one search.
     """
 
     def __init__(
@@ -87,11 +98,11 @@ class DataSource:
         name: str | None = None,
         served_with: StoreGroup | None = None,
         bookmarks: Bookmarks | None = None,
-        search_s: float | None = None,
+        limits: SearchLimits = SearchLimits(),
     ) -> None:
         self.store, self.damaged = without_damage(store)
         self.name, self.served_with = name or visible(store.name), served_with
-        self.bookmarks, self.search_s = bookmarks, search_s
+        self.bookmarks, self.limits = bookmarks, limits
         self._cache = ByteCache(cache_bytes)
 
     @property
@@ -135,6 +146,11 @@ class DataSource:
     def has_cached(self, key: Hashable) -> bool:
         """Return True if `cached` returns the value of a key at once."""
         return ("cached", key) in self._cache
+
+    @property
+    def is_small(self) -> bool:
+        """True if a list of all examples is made in one step of the event loop."""
+        return self.n_examples <= AT_ONCE_EXAMPLES and sum(self.store.n_tokens.values()) <= AT_ONCE_TEXT
 
     # examples
 
@@ -193,11 +209,12 @@ class DataSource:
         example = self.example(number)
         return visible("  |  ".join(t[:n] for t in (example.text, example.text_pair, example.target_text) if t))[:n]
 
-    def containing(self, text: str) -> Int64[np.ndarray, "match"]:
-        """Return the positions of the examples whose text or id contains `text`. Ignores case."""
-        return self._cache.get(
-            ("containing", text), lambda: _read_only(containing(self.store.example_texts(), self.ids, text))
-        )
+    def containing(self, text: str, check: Callable[[], None] = lambda: None) -> Int64[np.ndarray, "match"]:
+        """Return the positions of the examples whose text or id contains `text`. Ignores case.
+
+        `check` is called often and raises an error to end the reading.
+        """
+        return self._cache.get(("containing", text), lambda: _read_only(containing(self.store, text, check)))
 
     # heads
 
@@ -217,6 +234,10 @@ class DataSource:
 
         return self._cache.get(("over", self.site(site).name, statistic), read)
 
+    def has_scores(self, site: str, statistic: str) -> bool:
+        """Return True if `over_examples`, or the result of a search, is cached."""
+        return statistic == SEARCH or ("over", self.site(site).name, statistic) in self._cache
+
     def head_values(self, site: str, statistic: str) -> HeadValues:
         """Return the corpus mean of a statistic for every head. Every row (query token) has the same weight."""
         site_ = self.site(site)
@@ -234,22 +255,10 @@ class DataSource:
     def similar_heads(self, site: str, layer: int, head: int, n: int = 5) -> list[tuple[tuple[int, int], float]]:
         """Return the `n` heads with the most similar statistics, each with a similarity in (0, 1]."""
 
-        def make() -> np.ndarray:
-            tables = [self.head_values(site, name) for name in self.statistic_names]
-            return np.stack([np.nan_to_num(t.values) / t.high for t in tables], axis=-1)  # [layer, head, statistic]
-
-        if not self.statistic_names:
-            return []
-        site_ = self.site(site)
-
         def rank() -> list[tuple[tuple[int, int], float]]:
-            profile = self._cache.get(("profile", site_.name), make)
-            own = profile[head_index(site_, layer, head)]
-            similarity = np.exp(-3 * np.sqrt(np.square(profile - own).mean(axis=-1))).ravel()
-            order = [(site_.heads[i], i) for i in np.argsort(-similarity, kind="stable")[: n + 1].tolist()]
-            return [(other, float(similarity[i])) for other, i in order if other != (layer, head)][:n]
+            return similar_heads([self.head_values(site, name) for name in self.statistic_names], layer, head, n)
 
-        return self._cache.get(("similar", site_.name, layer, head, n), rank)
+        return self._cache.get(("similar", self.site(site).name, layer, head, n), rank)
 
     def has_attention(self, site: str) -> bool:
         """Return True if the attention of a site is stored or can be rebuilt."""
@@ -317,7 +326,7 @@ class DataSource:
         on_progress: Callable[[SearchProgress], None] = lambda progress: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> SearchResult:
-        """Score every head for a pattern, with the evidence for the scores. Complete results are cached.
+        """Score every head for a pattern, see `search_answers.search`. Results that were not stopped are cached.
 
         Raises
         ------
@@ -325,24 +334,16 @@ class DataSource:
             The expression cannot be parsed, or uses a name that this store does not have.
         NotFoundError
             The store keeps neither attention nor edges.
+        BudgetError
+            Every segment takes more bytes than the limit of a search.
         SearchStoppedError
             `stop` returned True, or the search reached its time limit.
         """
-        name, start = self.site(site).name, time.monotonic()
-
-        def must_stop() -> bool:
-            return stop() or (self.search_s is not None and time.monotonic() - start > self.search_s)
-
-        def make() -> SearchResult:
-            result = search(self.store, expression, name, on_progress=on_progress, stop=must_stop)
-            _ = result.evidence  # computed here, in a thread: pages read it in the server's event loop
-            if not result.is_complete:
-                raise SearchStoppedError(result)
-            return result
-
+        name = self.site(site).name
         return self._cache.get(
-            ("search", name, expression), make, lambda result: result.heads.nbytes + result.example_mass.nbytes + 4096
-        )
+            ("search", name, expression), lambda: search(self.store, expression, name, self.limits, on_progress, stop),
+            lambda result: result.heads.nbytes + result.example_mass.nbytes + 4096,
+        )  # fmt: skip
 
     def has_answer(self, expression: str, site: str) -> bool:
         """Return True if the result of a search is cached."""

@@ -6,7 +6,6 @@ from pathlib import PurePath
 from typing import Any, TypedDict
 
 from headatlas.store.files.manifest import left_out_of
-from headatlas.store.schema.renamed import read_renamed
 from headatlas.store.schema.traces import TraceSpec
 from headatlas.store.schema.words_without_tokens import CUT
 
@@ -56,7 +55,7 @@ def facts_frame(data: DataSource) -> FactsFrame:
     ]
     planned = store.manifest.n_segments_planned
     tag = ["complete", "accent"] if store.is_complete else [f"{len(store.segments)} of {planned} segments", "warn"]
-    lines = [*map(str, left_out), *read_renamed(store.manifest.provenance).lines()]
+    lines = [*map(str, left_out), *store.manifest.renamed.lines()]
     return {"facts": facts, "tag": tag, "left_out": list(map(visible, lines))}
 
 

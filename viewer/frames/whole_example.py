@@ -6,7 +6,9 @@ browser selects and sums its values (`components/listing.js`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
@@ -24,6 +26,7 @@ MAX_EXACT = 100 << 20
 """Limit of the exact weights of one part, in bytes. Above it each weight is rounded to one byte."""
 MAX_BYTES = 128 << 20
 """Limit of all arrays in one file, in bytes. Browsers open larger files slowly."""
+ADVICE = "Name fewer layers with include_layers=[...], or pass a shorter text."
 _PIECE_WEIGHTS = 2 << 20
 LABELS = {"encoder": "Encoder", "decoder": "Decoder", "cross": "Cross"}
 """Label of each site's part."""
@@ -148,7 +151,35 @@ def sentence_ranges(n_queries: int, n_keys: int, sentence_b_start: int | None) -
     ]
 
 
-def example_part(example: Example, site: Site, layers: Sequence[int]) -> PartFrame:
+@dataclass(frozen=True)
+class FileLimit:
+    """Limit of a part, decided by its size before anything is read."""
+
+    max_bytes: int = MAX_BYTES
+    """Most bytes of all arrays."""
+    advice: str = ADVICE
+    """Sentence of the refusal that says what the reader can do."""
+    check: Callable[[], None] = lambda: None
+    """Function that is called between pieces of the read. It raises an error to end it."""
+
+    def is_exact(self, n_weights: int, n_other_bytes: int = 0) -> bool:
+        """Return True if weights fit as float32 beside other arrays, and False if they fit as one byte each.
+
+        Raises
+        ------
+        BudgetError
+            They do not fit.
+        """
+        n_bytes = n_weights + n_other_bytes
+        if n_bytes > self.max_bytes:
+            raise BudgetError(
+                f"this view holds {n_bytes / 2**20:.1f} MiB of numbers; a file holds at most "
+                f"{self.max_bytes / 2**20:.0f} MiB. {self.advice}"
+            )
+        return 4 * n_weights <= min(MAX_EXACT, self.max_bytes - n_other_bytes)
+
+
+def example_part(example: Example, site: Site, layers: Sequence[int], limit: FileLimit = FileLimit()) -> PartFrame:
     """Make the frame of one site of an example, from stored attention or from attention rebuilt from query and key.
 
     The example comes from a store or from `headatlas.pipeline.trace`.
@@ -158,36 +189,29 @@ def example_part(example: Example, site: Site, layers: Sequence[int]) -> PartFra
     NotFoundError
         The store holds neither attention nor query and key.
     BudgetError
-        The maps take more than `MAX_BYTES`. Nothing was read.
+        The maps take more than the limit. Nothing was read.
     """
-    _check_size(example, site, layers)
-    maps, note = _read_maps(example, site, layers)
+    maps, note = _read_maps(example, site, layers, limit)
     notes = [note, "" if example.segment.spec.keep.attention else "rebuilt from query and key"]
-    return _with_tokens(example, site, layers, maps, ", ".join(filter(None, notes)))
+    return _with_tokens(example, site, layers, maps, [*notes, *map(str, example.left_out)])
 
 
-def _check_size(example: Example, site: Site, layers: Sequence[int], n_vector_bytes: int = 0) -> None:
-    """Check that the maps as bytes, and the vectors, fit a file."""
+def _shape(example: Example, site: Site) -> tuple[int, int]:
     n_queries, n_keys = (len(example.tokens(name)) for name in (site.query_sequence, site.key_sequence))
-    n_bytes = len(layers) * site.n_heads * n_queries * n_keys + n_vector_bytes
-    if n_bytes > MAX_BYTES:
-        raise BudgetError(
-            f"this view holds {n_bytes >> 20} MiB of numbers; a file holds at most {MAX_BYTES >> 20} MiB. "
-            "Name fewer layers with include_layers=[...], or pass a shorter text."
-        )
+    return n_queries, n_keys
 
 
 def _read_maps(
-    example: Example, site: Site, layers: Sequence[int]
+    example: Example, site: Site, layers: Sequence[int], limit: FileLimit, n_other_bytes: int = 0
 ) -> tuple[Num[np.ndarray, "layer head query_pos key_pos"], str]:
-    """Read maps in pieces: as float32 up to `MAX_EXACT`, else as bytes. Returns them with a note on their error."""
-    shape = tuple(len(example.tokens(name)) for name in (site.query_sequence, site.key_sequence))
-    n_maps = len(layers) * site.n_heads
-    is_exact = 4 * n_maps * shape[0] * shape[1] <= MAX_EXACT
-    maps = np.empty((len(layers), site.n_heads, *shape), np.float32 if is_exact else np.uint8)
-    is_rounded, step = False, max(1, _PIECE_WEIGHTS // max(1, shape[0] * shape[1]))
+    """Read maps in pieces: as float32 if they fit, else as bytes. Returns them with a note on their error."""
+    shape = (len(layers), site.n_heads, *_shape(example, site))
+    is_exact = limit.is_exact(math.prod(shape), n_other_bytes)
+    maps = np.empty(shape, np.float32 if is_exact else np.uint8)
+    is_rounded, step = False, max(1, _PIECE_WEIGHTS // max(1, shape[2] * shape[3]))
     for out, layer in zip(maps, layers, strict=True):
         for first in range(0, site.n_heads, step):
+            limit.check()
             heads = range(first, min(first + step, site.n_heads))
             weights = example.tile(layer, heads, site.name)
             codes, codec = (weights, "") if is_exact else pack(weights)
@@ -196,7 +220,7 @@ def _read_maps(
     return maps, "weights within 0.002" if is_rounded else ""
 
 
-def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFrame:
+def neuron_part(example: Example, site: Site, layers: Sequence[int], limit: FileLimit = FileLimit()) -> PartFrame:
     """Make the same frame with the vectors of the layers. It has attention only if the store holds it.
 
     Raises
@@ -204,7 +228,7 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFram
     NotFoundError
         The store does not hold query and key.
     BudgetError
-        Maps and vectors take more than `MAX_BYTES`. Nothing was read.
+        Maps, vectors and masks take more than the limit. Nothing was read.
     """
     keep, name = example.segment.spec.keep, site.name
     if keep.query_key is None:
@@ -212,18 +236,21 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFram
             "the store holds no query and key, which the neuron view needs. "
             'Run the job into another store with keep.query_key = "float16".'
         )
-    n_queries, n_keys = (len(example.tokens(sequence)) for sequence in (site.query_sequence, site.key_sequence))
-    n_vectors = len(layers) * (site.n_heads * n_queries + site.n_kv_heads * n_keys)
-    _check_size(example, site, layers if keep.attention else (), 4 * site.d_head * n_vectors)
-    query, key = example.query(list(layers), None, name).values, example.key(list(layers), None, name).values
-    maps, note = np.broadcast_to(np.uint8(0), (len(layers), site.n_heads, n_queries, n_keys)), ""
-    if keep.attention is not None:
-        maps, note = _read_maps(example, site, layers)
-    part = _with_tokens(example, site, layers, maps, note)
-    if keep.attention is None:
-        part["attention"] = None
+    n_queries, n_keys = shape = _shape(example, site)
     indices = [site.layer_index(layer) for layer in layers]
     masks = {site.masks[index]: index for index in indices}
+    n_vectors = len(layers) * (site.n_heads * n_queries + site.n_kv_heads * n_keys)
+    n_biases = len(layers) * site.n_heads * sum(shape) if site.has_position_bias else 0
+    n_other_bytes = 4 * (site.d_head * n_vectors + n_biases) + len(masks) * n_queries * n_keys
+    if keep.attention is None:
+        limit.is_exact(0, n_other_bytes)
+        maps, note = np.broadcast_to(np.uint8(0), (len(layers), site.n_heads, *shape)), ""
+    else:
+        maps, note = _read_maps(example, site, layers, limit, n_other_bytes)
+    query, key = example.query(list(layers), None, name).values, example.key(list(layers), None, name).values
+    part = _with_tokens(example, site, layers, maps, [note, *map(str, example.left_out)])
+    if keep.attention is None:
+        part["attention"] = None
     part["vectors"] = {
         "query": np.ascontiguousarray(query, np.float32),
         "key": np.ascontiguousarray(key, np.float32),
@@ -252,7 +279,7 @@ def _biases(example: Example, site: Site, layers: Sequence[int]) -> Float32[np.n
 
     None if the store holds no bias of a layer.
     """
-    n_queries, n_keys = (len(example.tokens(name)) for name in (site.query_sequence, site.key_sequence))
+    n_queries, n_keys = _shape(example, site)
     biases = []
     for layer in layers:
         parts = read_parts(example.segment, site, site.layer_index(layer), np.arange(site.n_heads))
@@ -262,14 +289,16 @@ def _biases(example: Example, site: Site, layers: Sequence[int]) -> Float32[np.n
     return np.ascontiguousarray(np.stack(biases), np.float32)
 
 
-def _with_tokens(example: Example, site: Site, layers: Sequence[int], maps: np.ndarray, note: str) -> PartFrame:
+def _with_tokens(
+    example: Example, site: Site, layers: Sequence[int], maps: np.ndarray, notes: Sequence[str]
+) -> PartFrame:
     tokens = example.tokens(site.query_sequence)
     same = site.query_sequence == site.key_sequence
     second = np.flatnonzero(tokens.second) if same else np.empty(0, np.int64)
     keys = None if same else table_frame(example.tokens(site.key_sequence))
     return part_frame(
         maps, table_frame(tokens), keys, label=LABELS[site.name], layers=layers, causal=site.causal,
-        sentence_b_start=int(second[0]) if len(second) and second[0] else None, note=note,
+        sentence_b_start=int(second[0]) if len(second) and second[0] else None, note=", ".join(filter(None, notes)),
     )  # fmt: skip
 
 

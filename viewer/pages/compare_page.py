@@ -139,7 +139,10 @@ class CompareViewPage(ExampleView):
             queries, keys = side_reader.units(unit)
             longest = max(len(side.frame["labels"]) for side in (queries, keys))
             if longest > MAX_WINDOW:
-                raise NotFoundError(f"a side has {longest:,} {unit}s; at most {MAX_WINDOW} can be compared.")
+                raise NotFoundError(
+                    f"{label} has {longest:,} {unit}s; at most {MAX_WINDOW} can be compared. Choose another example, or "
+                    "open the head view, which shows a part of the text."
+                )
             sides.append(Side(side_reader, side_head, queries, keys, label))
         if heads[1] not in sides[1].reader.site.heads:
             raise ConfigError(f"head {head_name(heads[1])} is not in {name}.")
@@ -315,37 +318,45 @@ class CompareViewPage(ExampleView):
 
     def _choices_frame(self, reader: Reader, why: str) -> ComparisonFrame:
         assert self._sides is not None
-        (a, b), state, kind = self._sides, self.state, self.state.compare
-        choices: list[list[str]] = []
-        if kind == "examples":
-            members = self.data.pair_members(reader.example.index)
-            choices = [[str(n), f"{visible(self.data.example(n).id)}: {self.data.shown_text(n, 60)}"] for n in members]
-            choice = str(b.reader.example.index)
-        elif kind == "heads":
-            others = [head_name(head) for head in reader.all_heads if head != a.head]
-            choices, choice = [[name, f"head {name}"] for name in others], head_name(b.head)
-        else:
-            choices = [[name, name] for name in self.data.stores if name != self.data.name]
-            choice = state.other_store or choices[0][0]
+        (a, b), kind = self._sides, self.state.compare
         texts = [visible(side.reader.example.text[:140])[:140] if kind == "examples" else side.name for side in (a, b)]
-        frame: ComparisonFrame = {
-            "compare": kind, "a": texts[0], "b": texts[1], "choices": choices, "choice": choice,
-            "heads": self._change_list[1], "list": _LISTS[kind], "head": head_name(b.head),
+        choice = {"examples": str(b.reader.example.index), "heads": head_name(b.head)}.get(kind, "")
+        return self._open_choices(choice) | {
+            "a": texts[0], "b": texts[1], "heads": self._change_list[1], "list": _LISTS[kind], "head": head_name(b.head),
             "why": why,
+        }  # fmt: skip
+
+    def _open_choices(self, choice: str) -> ComparisonFrame:
+        """Return the choices of B, of which `choice` is chosen, without anything about the sides."""
+        state, kind, data = self.state, self.state.compare, self.data
+        if kind == "examples":
+            members = data.pair_members(state.example)
+            choices = [[str(n), f"{visible(data.example(n).id)}: {data.shown_text(n, 60)}"] for n in members]
+        elif kind == "heads":
+            heads = data.site(state.site).heads
+            choices = [
+                [head_name(head), f"head {head_name(head)}"] for head in heads if head != (state.layer, state.head)
+            ]
+        else:
+            choices = [[name, name] for name in data.stores if name != data.name]
+            choice = state.other_store or (choices[0][0] if choices else "")
+        frame: ComparisonFrame = {
+            "compare": kind, "a": "", "b": "", "choices": choices, "choice": choice, "heads": [], "list": "", "head": "",
+            "why": "",
         }  # fmt: skip
         if kind == "examples":
             frame["number"] = choice
         return frame
 
     def fail(self, title: str, reason: str) -> None:
-        """Show why there is no picture, and keep the choices."""
+        """Show why there is no picture, and keep the choices, so that the reader can choose another B."""
         self._sides = self._alignment = None
         self.first.frame = message_frame(title, reason)
         self.second.frame = self.delta.frame = {}
-        self.choices.frame = {
-            "compare": self.state.compare, "a": "", "b": "", "choices": [], "choice": "", "heads": [], "list": "",
-            "head": "", "why": "",
-        }  # fmt: skip
+        state = self.state
+        self.choices.frame = self._open_choices(
+            {"examples": state.other_example, "heads": state.other_head}.get(state.compare, "")
+        )
 
 
 def _changes(

@@ -110,27 +110,28 @@ class CorpusPage(Page):
             }
             self._table_key = map_key
         self._inspect(values)
-        self.distribution.frame = distribution_frame(self.data, state, values)
         return "a search" if values.name == SEARCH else "stored statistics" + waits
 
     def _inspect(self, values: HeadValues) -> None:
-        """Fill the inspector. The strongest edges of long examples come later."""
+        """Fill the inspector and the distribution. Of long or of many examples their numbers come later."""
         data, state = self.data, self.state
-        key = ("strongest", *_values_key(data, state, values))
-        at_once = data.has_cached(key) or not are_long(data, state.site)
-        self.inspector.frame = inspector_frame(
-            data, state, values, strongest_examples(data, state, values) if at_once else []
+        key = _values_key(data, state, values)
+        is_cached = data.has_cached(("strongest", *key)) and data.has_cached(("spread", *key))
+        at_once = is_cached or (
+            not are_long(data, state.site) and (data.is_small or data.has_scores(state.site, values.name))
         )
-        if at_once:
-            self.reads.stop()
-            return
+        if not at_once:
+            self.inspector.frame = inspector_frame(data, state, values, [])
 
-        def done(examples: list[StrongExample]) -> None:
-            self.inspector.frame = inspector_frame(data, state, values, examples)
+        def work(check: Check) -> tuple[list[StrongExample], DistributionFrame]:
+            examples = strongest_examples(data, state, values, check)
+            return examples, distribution_frame(data, state, values)
 
-        self.reads.start(
-            key, lambda check: strongest_examples(data, state, values, check), done, self.failed, at_once=False
-        )
+        def done(frames: tuple[list[StrongExample], DistributionFrame]) -> None:
+            self.inspector.frame = inspector_frame(data, state, values, frames[0])
+            self.distribution.frame = frames[1]
+
+        self.reads.start(key, work, done, self.failed, at_once=at_once)
 
 
 def waits_for_search(page: Page, *names: str) -> str:

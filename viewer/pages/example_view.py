@@ -14,7 +14,7 @@ import param
 from jaxtyping import Float32
 
 from ..components.background import Check, Newest
-from ..components.esm_view import ESMView
+from ..components.esm_view import MAX_DOWNLOAD, ESMView
 from ..components.headpicker import HeadPicker
 from ..components.keylist import KeyList
 from ..data.example_reader import AT_ONCE_BYTES, READ_BYTES, Reader, reader_of
@@ -22,7 +22,7 @@ from ..data.key_weights import KeyWeights, ReadPlan
 from ..data.store_data import DataSource
 from ..export import Kind, make_view
 from ..frames.view_frames import Head, head_name, picker_frame
-from ..frames.whole_example import example_part, neuron_part, vectors_facts
+from ..frames.whole_example import FileLimit, example_part, neuron_part, vectors_facts
 from ..state.page_table import PageRow
 from .page import Page, PageSession
 
@@ -110,13 +110,20 @@ class ExampleView(Page):
         if isinstance(head := message.get("add"), str):
             self.add_head(head)
 
-    def document(self, kind: Kind) -> str:
-        """Return the view as a standalone HTML document with every head of the example."""
+    def document(self, kind: Kind, check: Check) -> str:
+        """Return the view as a standalone HTML document with every head of the example.
+
+        Raises
+        ------
+        BudgetError
+            It would hold more than `MAX_DOWNLOAD` bytes of numbers. Nothing was read.
+        """
         state = self.state
         reader = reader_of(self.data, state.example, state.site)
         layers = reader.site.layers
         make = neuron_part if kind == "neuron" else example_part
-        part = make(reader.example, reader.site, layers)
+        limit = FileLimit(MAX_DOWNLOAD, f"headatlas.viewer.{kind}_view saves it from Python", check)
+        part = make(reader.example, reader.site, layers, limit)
         facts = vectors_facts(part, reader.site) if kind == "neuron" else ()
         settings = {
             "selected": self._selection, "hide_special": self.hide_special, "pin": state.pin, "share": state.share,

@@ -8,6 +8,7 @@ import numpy as np
 import panel as pn
 from jaxtyping import Int64
 
+from ..components.background import Check
 from ..components.example_cards import ExampleList, ExampleListFrame, ExampleRow, Facet, Histogram
 from ..data.search_answers import SEARCH, HeadValues, upper_end
 from ..data.store_data import DataSource
@@ -30,10 +31,17 @@ class ExamplesPage(Page):
         return grid(in_cell(self.list))
 
     def refresh(self, changed: frozenset[str]) -> str:
-        """Fill the current page of rows."""
+        """Fill the current page of rows. Of many examples it comes later, and the last page is shown until then."""
         waits = waits_for_search(self, self.state.statistic)
         values = chosen_values(self.data, self.state)
-        self.list.frame = list_frame(self.data, self.state, values)
+
+        def done(frame: ExampleListFrame) -> None:
+            self.list.frame = frame
+
+        self.reads.start(
+            (self.state.to_query(), values.name), lambda check: list_frame(self.data, self.state, values, check),
+            done, self.failed, at_once=self.data.is_small,
+        )  # fmt: skip
         return "a search" if values.name == SEARCH else "stored statistics" + waits
 
 
@@ -46,10 +54,11 @@ def sort_positions(scores: np.ndarray, positions: Int64[np.ndarray, "match"], or
     return positions[np.argsort(rank, kind="stable")]
 
 
-def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> ExampleListFrame:
+def list_frame(data: DataSource, state: ViewState, values: HeadValues, check: Check = lambda: None) -> ExampleListFrame:
     """Build the frame of the list: one page of rows, and facts about all matching rows."""
     scores = scores_over_examples(data, state, values)
-    positions = data.containing(state.text)
+    check()
+    positions = data.containing(state.text, check)
     if state.where:
         positions = np.intersect1d(positions, data.having(state.facets), assume_unique=True)
     lengths = data.lengths(data.site(state.site).query_sequence)
@@ -59,6 +68,7 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> Exampl
     columns = text_columns(data)
     rows: list[ExampleRow] = []
     for position in positions[start : start + PAGE_ROWS].tolist():
+        check()
         number = int(data.numbers[position])
         patch = {"page": "views", "example": number, "pin": ""}
         rows.append(

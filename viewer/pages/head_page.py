@@ -5,6 +5,7 @@ Lines join tokens, words or sentences. The address holds the pinned token. A cli
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class HeadViewPage(ExampleView):
         self._units: tuple[Units, Units] | None = None
         self._max_heads = 1
         self.picker.choices = True
-        self.lines.document = lambda: self.document("head")
+        self.lines.document = partial(self.document, "head")
         self.link(self.picker, unit="unit", segments="segments", weights="weights", layout="layout")
         self.lines.param.watch(self._pin_unit, "pin")
         self.keys.param.watch(self._pin_unit, "pin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class ModelViewPage(ExampleView):
         self.maps, self.detail = ModelView(), HeadDetail()
         self._maps_id = ""
         self.picker.lines = False
-        self.maps.document = lambda: self.document("model")
+        self.maps.document = partial(self.document, "model")
         self.link(self.detail, pin="pin")
         self.link(self.maps, arrange="arrange")
         self.maps.param.watch(self._enlarge, "enlarged")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import panel as pn
@@ -29,7 +30,7 @@ class NeuronViewPage(ExampleView):
         self.picker.give(lines=False, single=True)
         self.vectors.param.watch(self._pin, "pin")
         self._tokens_of = ""
-        self.vectors.document = lambda: self.document("neuron")
+        self.vectors.document = partial(self.document, "neuron")
         return two_columns(self.picker, self.vectors)
 
     def _pin(self, event: Any) -> None:

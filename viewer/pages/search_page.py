@@ -174,7 +174,7 @@ class SearchPage(Page):
             self._quote(result, stale)
 
     def _quote(self, result: SearchResult, stale: bool) -> None:
-        """Fill the list of quoted examples. Those of long examples come later."""
+        """Fill the list of quoted examples. Those of long or of many examples come later."""
         state, site = self.state, result.site.name
         key = (site, result.pattern.expression, result.n_examples_searched, stale)
         key += (state.layer, state.head, state.sample)
@@ -184,7 +184,7 @@ class SearchPage(Page):
 
         self.reads.start(
             key, lambda check: kwic_frame(self.data, state, result, stale, check), done, self.failed,
-            at_once=not are_long(self.data, site),
+            at_once=self.data.is_small and not are_long(self.data, site),
         )  # fmt: skip
 
     def _fill_box(self) -> None:
@@ -287,7 +287,11 @@ def waiting_frame(
         return {
             "kind": "mistake",
             "title": "The search did not run",
-            "lines": ["Correct the underlined part of the pattern, then run the search again."],
+            "lines": [
+                "Correct the underlined part of the pattern, then run the search again."
+                if isinstance(error, PatternError)
+                else data.error_text(error)
+            ],
         }
     if result is not None:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections import Counter
@@ -20,6 +21,7 @@ from tornado.web import RequestHandler, StaticFileHandler, authenticated
 
 from ..components.esm_view import ESMView
 from ..components.script_files import FOLDER
+from ..data.served_stores import ServedStores
 from ..theme.colours import css_variables
 from ..theme.fonts import FONT, MONO
 from .session_socket import READERS, Reader
@@ -62,9 +64,9 @@ class PageHandler(DocHandler):  # type: ignore[misc]
     A session is never chosen by the request: not by its query, and not by its headers.
     """
 
-    def initialize(self, *arguments: Any, max_sessions: int, **options: Any) -> None:
-        """Set the most sessions at once."""
-        self._max_sessions = max_sessions
+    def initialize(self, *arguments: Any, max_sessions: int, stores: ServedStores, **options: Any) -> None:
+        """Set the most sessions at once, and the stores that are read before the first session."""
+        self._max_sessions, self._stores = max_sessions, stores
         super().initialize(*arguments, **options)
 
     @authenticated
@@ -75,6 +77,8 @@ class PageHandler(DocHandler):  # type: ignore[misc]
         if prefix and self.request.path == prefix:
             self.redirect(f"{prefix}/" + (f"?{self.request.query}" if self.request.query else ""))
             return
+        if not self._stores.is_prepared:
+            await asyncio.to_thread(self._stores.prepare)
         address = self.request.remote_ip or ""
         if self._is_full(address):
             self.set_status(503)

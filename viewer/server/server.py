@@ -82,12 +82,12 @@ def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]
     )
     application = server._tornado
     application.wildcard_router.rules.clear()
-    application.add_handlers(".*", routes(application, options))
+    application.add_handlers(".*", routes(application, options, stores))
     server._http.request_callback = Gate(application, options, port, n_connections())
     return server, options.url(port)
 
 
-def routes(application: Any, options: ServerOptions) -> list[Any]:
+def routes(application: Any, options: ServerOptions, stores: ServedStores) -> list[Any]:
     """Return all routes of the server. Bokeh's and Panel's own routes import modules and open sessions by name."""
     from .page_handler import LivenessHandler, PageHandler, file_routes
     from .session_socket import SessionSocket
@@ -98,7 +98,7 @@ def routes(application: Any, options: ServerOptions) -> list[Any]:
         "bokeh_websocket_path": f"{prefix}/ws",
     }
     local: list[Any] = [
-        (r"/?", PageHandler, context | {"max_sessions": options.max_sessions}),
+        (r"/?", PageHandler, context | {"max_sessions": options.max_sessions, "stores": stores}),
         (r"/ws", SessionSocket, context | {"compression_level": None, "mem_level": None}),
         (r"/liveness", LivenessHandler),
         *file_routes(),
@@ -161,12 +161,13 @@ def free_port(address: str, port: int = 0) -> int:
 
 
 def warm_up(stores: ServedStores) -> None:
-    """Build one page and discard it, so that the first visitor does not wait for imports and for the head map."""
+    """Read what pages need and build one page, so that the first visitor does not wait for it and for imports."""
     from bokeh.document import Document
     from panel.io.state import set_curdoc
 
     from ..pages.session import Session
 
+    stores.prepare()
     document = Document()
     with set_curdoc(document):
         document.add_root(Session(stores.first).view.get_root(document))

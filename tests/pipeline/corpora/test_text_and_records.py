@@ -40,7 +40,19 @@ def test_lines(tmp_path: Path):
         ("corpus-000002", "Second \u2028line\x0b."),
         ("corpus-000005", "last, no end"),
     ]
-    assert faults_of(options) == [(3, "empty text"), (4, "empty text")]
+    assert faults_of(options) == []
+
+
+def test_blank_lines_are_no_records(tmp_path: Path):
+    """They are skipped in files of one record a line, and are not left out of the store."""
+    texts = TextCorpus(path=write(tmp_path, b"\n \t\nfirst\n\r\n\nlast\n\n", "blank.txt"))
+    rows = JsonlCorpus(path=write(tmp_path, b'\n{"text": "first"}\n  \r\n{"text": "last"}\n\n', "blank.jsonl"))
+    for options, numbers in ((texts, (3, 6)), (rows, (2, 4))):
+        records = list(read_corpus(options))
+        assert [record.text for record in records] == ["first", "last"]
+        assert [record.id for record in records] == [f"blank-{number:06}" for number in numbers]
+    with pytest.raises(ConfigError, match="expected one object in each line"):
+        list(read_corpus(JsonlCorpus(path=write(tmp_path, b'\n\n[\n{"text": "a"}\n]', "list.jsonl"))))
 
 
 def test_lines_that_cannot_be_read_are_quarantined(tmp_path: Path):
@@ -80,10 +92,13 @@ def test_packed_files_and_cut_ones(tmp_path: Path):
 
 
 @given(st.binary(max_size=200))
-def test_every_line_is_one_example_or_one_fault(tmp_path_factory: pytest.TempPathFactory, content: bytes):
+def test_every_line_that_is_not_blank_is_one_example_or_one_fault(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+):
     path = write(tmp_path_factory.mktemp("lines"), content)
     items = list(read_corpus(TextCorpus(path=path)))
-    assert len(items) == len(content.removesuffix(b"\n").split(b"\n")) * bool(content)
+    lines = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").split("\n")
+    assert len(items) == sum(not line.isspace() and line != "" for line in lines)
 
 
 def test_jsonl(tmp_path: Path):
@@ -102,7 +117,6 @@ def test_jsonl(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"", "empty line"),
         (b"{", "not JSON"),
         (b"[1]", "a JSON list, expected an object"),
         (b"[" * 100_000, "not JSON"),
@@ -156,7 +170,7 @@ def test_column_names_fit_paths_and_expressions(fields: list[str]):
 
 
 def test_sampling(tmp_path: Path):
-    path = write(tmp_path, "".join(f"line {i}\n" if i % 10 else "\n" for i in range(200)))
+    path = write(tmp_path, b"".join(b"line %d\n" % i if i % 10 else b"\xff\n" for i in range(200)))
     corpus = examples_of(TextCorpus(path=path))
     options = TextCorpus(path=path, sample=20, seed=3)
     sample = examples_of(options)

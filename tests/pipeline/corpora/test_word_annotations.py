@@ -92,6 +92,12 @@ def test_spans(tmp_path: Path) -> None:
     }
 
 
+def test_a_list_with_the_name_of_the_numbers_of_spans_is_kept(tmp_path: Path) -> None:
+    row = {"words": ["Ada", "met"], "spans": [[0, 3, "PER"]], "spans_number": ["one", "two"]}
+    (example,) = read_json(tmp_path, [row]).examples
+    assert example.word_columns == {"spans": ["PER", None], "spans_number": ["one", "two"], "spans_number_2": [0, -1]}
+
+
 def test_words_and_spans_of_parquet(tmp_path: Path) -> None:
     table = {
         "words": pa.array([["Ada", "met", "him"], ["no"]]),

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.job.multi_model import run_jobs
 from headatlas.pipeline.progress import JobStarted, Stage
 from headatlas.pipeline.tokens.batch_plan import Share
+from headatlas.store.commands.info import app
 from headatlas.store.errors import ConfigError
 from headatlas.store.store import open_store
 from headatlas.store.writing.convert import convert_store
 from headatlas.store.writing.drop import drop_from_store
 from headatlas.store.writing.merge import merge_stores
 from headatlas.store.writing.verification import verify_store
+
+from .job_process import run_until_killed, start
 
 
 def with_settings(job, **sections):
@@ -193,6 +194,25 @@ def test_another_file_continues(tiny_job, tmp_path, corpus, lines):
     assert extend({**tiny_job, "corpus": {"kind": "jsonl", "path": str(first)}}).n_segments_written == 0
 
 
+def test_an_extension_lists_the_columns_that_it_renames(tiny_job, tmp_path, lines):
+    """The names of a corpus are listed for each part; a corpus that grew is counted once."""
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text("".join(json.dumps({"text": line, "my topic": "x"}) + "\n" for line in lines[:10]))
+    extend({**tiny_job, "corpus": {"kind": "jsonl", "path": str(first)}})
+    rows = [{"id": "same", "text": line, "my topic": "x", "how long": 3} for line in lines[10:14]]
+    second.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for n_rows in (3, 4):
+        second.write_text("".join(json.dumps(row) + "\n" for row in rows[:n_rows]))
+        extend({**tiny_job, "corpus": {"kind": "jsonl", "path": str(second)}})
+        names = open_store(tiny_job["store"]["path"]).manifest.renamed
+        assert names.columns == {"my topic": "my_topic", "how long": "how_long"}
+        assert (names.n_ids, len(names.ids)) == (n_rows - 1, n_rows - 1)
+    store = open_store(tiny_job["store"]["path"])
+    assert [part.names.n_ids for part in store.manifest.extensions] == [2, 3]
+    output = CliRunner().invoke(app, [str(store.location)]).output
+    assert "'how long' as how_long" in " ".join(output.split())
+
+
 def test_stretches_of_a_corpus(tiny_job, lines):
     """Stretches are added one after the other. A stretch that was interrupted goes on, and dropped segments stay so."""
 
@@ -255,40 +275,12 @@ def test_windows(tiny_job, corpus, lines):
         extend(job)
 
 
-CHILD = """
-import json, os, signal, sys
-from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job.job_runner import run_job
-from headatlas.pipeline.job.multi_model import run_jobs
-from headatlas.pipeline.progress import BatchDone
-
-job, last = json.loads(sys.argv[1]), int(sys.argv[2])
-count = 0
-
-def listen(event):
-    global count
-    count += isinstance(event, BatchDone)
-    if count == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if __name__ == "__main__":
-    run_job(parse_config(job), listen, extend=True)
-"""
-
-
-def killed(job, n_batches):
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(job), str(n_batches)], capture_output=True, check=False
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
-
-
 def test_killed_while_the_corpus_grows(tiny_job, tmp_path, corpus, lines):
     """The first run and the extension are both killed, and the file grows in between. The same command goes on."""
     corpus.write_text("\n".join(lines[:16]) + "\n")
-    killed(tiny_job, 3)
+    run_until_killed(tiny_job, 3, extend=True)
     corpus.write_text("\n".join(lines[:32]) + "\n")
-    killed(tiny_job, 3)
+    run_until_killed(tiny_job, 3, extend=True)
     corpus.write_text("\n".join(lines) + "\n")
     extend(tiny_job)
     store = open_store(tiny_job["store"]["path"])
@@ -302,11 +294,7 @@ def test_two_writers_extend_at_once(tiny_job, corpus, lines):
     corpus.write_text("\n".join(lines[:8]) + "\n")
     extend(tiny_job)
     corpus.write_text("\n".join(lines) + "\n")
-    program = CHILD.replace("count == last", "False")
-    children = [
-        subprocess.Popen([sys.executable, "-c", program, json.dumps(tiny_job), "0"], stderr=subprocess.PIPE)
-        for _ in "ab"
-    ]
+    children = [start(tiny_job, extend=True) for _ in "ab"]
     for child in children:
         _, errors = child.communicate()
         assert child.returncode == 0, errors.decode()

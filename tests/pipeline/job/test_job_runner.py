@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,24 +37,7 @@ from headatlas.store.writing.annotate import remove_annotation
 from headatlas.store.writing.drop import drop_from_store
 from headatlas.store.writing.verification import verify_store
 
-CHILD = """
-import json, os, signal, sys
-from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.progress import BatchDone, SegmentDone
-from headatlas.pipeline.job.job_runner import run_job
-
-job, last = json.loads(sys.argv[1]), int(sys.argv[2])
-count = 0
-
-def listen(event):
-    global count
-    count += isinstance(event, BatchDone)
-    if count == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if __name__ == "__main__":
-    run_job(parse_config(job), listen)
-"""
+from .job_process import run_until_killed
 
 
 def segment_bytes(store) -> dict[str, bytes]:
@@ -189,10 +171,7 @@ def test_repair_writes_again_what_is_damaged_or_dropped(tiny_job):
 @pytest.mark.parametrize("n_batches", [1, 7])
 def test_killed_and_resumed_is_the_same_as_undisturbed(n_batches, tiny_job, tmp_path):
     disturbed = with_settings(tiny_job, store={"path": str(tmp_path / "disturbed")})
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(disturbed), str(n_batches)], capture_output=True, check=False
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    run_until_killed(disturbed, n_batches)
     events = []
     run_job(parse_config(disturbed), events.append)
     n_done = next(event for event in events if isinstance(event, JobStarted)).n_segments_done

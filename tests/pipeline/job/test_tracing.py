@@ -10,6 +10,7 @@ from headatlas.pipeline import trace
 from headatlas.store.errors import ConfigError, NotFoundError
 from headatlas.store.reading.memory_segment import MemorySegment
 from headatlas.store.schema.text_tables import SegmentTables
+from headatlas.viewer import head_view
 
 TEXT, PAIR = "the nurse said that she would be late", "the doctor left"
 
@@ -45,6 +46,20 @@ def test_a_trace_holds_what_the_model_computes(loaded, pair):
     first = float(example.statistics()["first"].values[1, 0])
     assert first == pytest.approx(float(example.attention(1, 0).values[:, 0].mean()), abs=1e-5)
     assert example.edges(1, 0)["weight"].values.max() == pytest.approx(example.attention(1, 0).values.max(), abs=1e-3)
+
+
+def test_a_trace_names_what_it_leaves_out(loaded):
+    """The omissions are an attribute, a part of the representation, and a note of the views."""
+    from transformers import LongT5Config, LongT5Model
+
+    settings = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 99}
+    model = LongT5Model(LongT5Config(**settings, decoder_start_token_id=0)).eval()
+    example = trace(model, loaded[1], TEXT, target=PAIR)
+    (omission,) = example.left_out
+    assert (omission.what, omission.n, omission.names) == ("sites", 1, ("encoder.block (2 × LongT5LocalAttention)",))
+    assert str(omission) in repr(example)
+    assert omission.reason in head_view(example, site="decoder", html_action="return").data
+    assert trace(*loaded, TEXT).left_out == ()
 
 
 def test_the_model_is_left_as_it_was(loaded):

@@ -147,6 +147,21 @@ def stored_masks(store, site):
     return result
 
 
+def check_edges(store, maps, shown):
+    """Check that each row lists the strongest of the keys that it sees, and no other: -1 with the weight 0 after them."""
+    for i, (a, of_layers) in enumerate(zip(maps, shown, strict=True)):
+        edges = store.examples[i].edges()
+        keys, weights = edges["key_pos"].values, edges["weight"].values
+        for layer, head, query in np.ndindex(keys.shape[:3]):
+            visible = np.flatnonzero(of_layers[layer][query])
+            n = min(len(visible), keys.shape[-1])
+            assert set(keys[layer, head, query, :n]) <= set(visible)
+            assert (keys[layer, head, query, n:] == -1).all()
+            assert not weights[layer, head, query, n:].any()
+            expected = np.sort(a[layer, head, query, visible])[::-1][:n]
+            np.testing.assert_allclose(weights[layer, head, query, :n], expected, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", [*RULES, *STORED])
 def test_numbers_rest_on_the_models_own_mask(name, job_of):
     store, model, tokenizer = job_of(name)
@@ -161,6 +176,7 @@ def test_numbers_rest_on_the_models_own_mask(name, job_of):
         np.testing.assert_array_equal(np.stack(of_layers), (a > 0).any(axis=1))
     for i, a in enumerate(maps):
         np.testing.assert_allclose(store.examples[i].attention().values, a, atol=1e-5)
+    check_edges(store, maps, shown)
     uniform, entropy = slow_numbers(maps, shown)
     for expected, pattern, statistic in zip(
         uniform, ("previous_token", "first_token"), ("previous", "first"), strict=True

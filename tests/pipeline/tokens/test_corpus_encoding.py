@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import transformers
 
@@ -103,3 +105,23 @@ def test_a_cut_pair_is_not_continued_but_the_others_are(folder_of, tmp_path):
     job = prepare_job(config)
     assert job.skipped == {0: "a pair of texts that was cut to the token limit cannot be continued"}
     assert len(job.examples[1].source) in (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"tokens": {"too_long": "windows", "max_tokens": 8}}, ["window_of", "window", "window_start", "window_end"]),
+        ({"generate": {"max_new_tokens": 2}}, ["prompt_end"]),
+    ],
+)
+def test_columns_of_the_corpus_are_not_overwritten(job_of, tmp_path, settings, names):
+    """A corpus column with the name of a column that windows or continuations write is refused by its name."""
+    for name in names:
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps({"text": "the nurse", name: "my own", "genre": "letter"}) + "\n", encoding="utf-8")
+        corpus = {"kind": "jsonl", "path": str(path)}
+        with pytest.raises(ConfigError, match=f"columns named {name}, but with these settings"):
+            prepare_job(job_of("llama", [3], corpus=corpus, **settings))
+        kept = prepare_job(job_of("llama", [3], corpus=corpus))
+        assert kept.examples[0].example.columns[name] == "my own"
+        prepare_job(job_of("llama", [3], corpus={**corpus, "columns": ["genre"]}, **settings))

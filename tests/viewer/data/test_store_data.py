@@ -7,16 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from headatlas.store.errors import NotFoundError, PatternError
+from headatlas.store.errors import BudgetError, NotFoundError, PatternError
+from headatlas.store.queries.pattern_search import search
 from headatlas.store.schema.traces import Keep
 from headatlas.store.store import open_store
-from headatlas.viewer.data.example_filters import sample_ranking
-from headatlas.viewer.data.search_answers import SEARCH, HeadValues, short, upper_end
+from headatlas.viewer.components.background import SupersededError
+from headatlas.viewer.data.example_filters import containing, sample_ranking
+from headatlas.viewer.data.search_answers import SEARCH, HeadValues, SearchLimits, short, upper_end
 from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.data.strongest_edge import is_counted
+from headatlas.viewer.pages.session import Session
 from headatlas.viewer.state.reader_state import SAMPLES, ViewState
 
 from ..conftest import SITE
+
+SEARCHED = {"encoder/attention", "encoder/edge_key", "encoder/edge_weight"}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +38,52 @@ def test_a_corpus_mean_weighs_every_counting_row_alike(data, store):
     table = data.head_values("", "previous")
     assert table.values[0, 1] == pytest.approx(total / rows, abs=0.004)
     assert (table.best, table.ranks[0, 1], table.high) == ((0, 1), 1, 1.0)
+
+
+def test_a_filter_by_text_ends_at_the_next_input(data):
+    """The reading asks after each few examples whether its result is still needed."""
+    calls = []
+
+    def check():
+        calls.append(1)
+        if len(calls) > 2:
+            raise SupersededError
+
+    with pytest.raises(SupersededError):
+        containing(data.store, "nurse", check)
+    assert not data.has_cached(("containing", "nurse"))
+
+
+def traces_bytes(store, names):
+    """Bytes of the arrays with these names before compression, by segment."""
+    return [
+        sum(entry.layout().raw_bytes for entry in segment.listing.arrays if entry.path in names)
+        for segment in store.segments
+    ]
+
+
+def test_a_search_reads_the_segments_within_its_limit_and_names_the_rest(store):
+    pattern, (first, second) = "key.position == query.position - 1", traces_bytes(store, SEARCHED)
+    assert min(first, second) > 0
+    whole = DataSource(store, limits=SearchLimits(n_bytes=first + second)).search(pattern, "")
+    part = DataSource(store, limits=SearchLimits(n_bytes=first + second - 1)).search(pattern, "")
+    n_first = store.segments[0].n_examples
+    assert (whole.n_examples_searched, part.n_examples_searched) == (60, n_first)
+    assert not any("left out" in note for note in whole.notes)
+    assert any(note.startswith(f"{60 - n_first} of 60 examples are left out: a search") for note in part.notes)
+    expected = search(store.without([store.segments[1].index]), pattern)
+    assert np.array_equal(part.heads["mass"], expected.heads["mass"])
+    scores = DataSource(store, limits=SearchLimits(n_bytes=first)).search_scores(pattern, "", 0, 0)
+    assert np.isnan(scores[n_first:]).all()
+    assert np.isfinite(scores[:n_first]).any()
+
+
+def test_a_search_is_refused_if_no_segment_is_within_its_limit(store):
+    data = DataSource(store, limits=SearchLimits(n_bytes=traces_bytes(store, SEARCHED)[0] - 1))
+    with pytest.raises(BudgetError, match="of the first segment; at most .* --search-gib"):
+        data.search("key.position == query.position", "")
+    session = Session(data, "page=search&pattern=key.position == query.position")
+    assert "higher --search-gib" in session.pages["search"].state_card.frame["lines"][0]
 
 
 def test_a_fresh_page_starts_where_something_stands_out(data):

@@ -146,3 +146,28 @@ def test_the_strongest_edge_of_a_long_text_is_a_stored_edge(data, example, monke
     assert edge.weight == pytest.approx(float(stored["weight"].values[edge.query_pos].max()), abs=1e-3)
     monkeypatch.setattr(edges, "MAX_PAIRS", 1)
     assert edges.strongest_edge(example, data.site(""), *HEAD, "", True) == edge
+
+
+def test_the_comparison_of_a_long_text_says_why_not_and_keeps_its_choices(data):
+    """The choice of B stays, so that a reader leaves a comparison that cannot be drawn."""
+    page = page_of(data, view="compare", compare="heads", other_head="0.1")
+    assert "4,096 tokens; at most 512 can be compared" in str(page.first.frame)
+    frame = page.choices.frame
+    assert (frame["compare"], frame["choice"]) == ("heads", "0.1")
+    assert [value for value, _ in frame["choices"]] == [
+        f"{layer}.{head}" for layer, head in data.site().heads if (layer, head) != HEAD
+    ]
+    page.on_message({"compare": "examples"})
+    assert (page.choices.frame["compare"], page.choices.frame["number"]) == ("examples", "")
+    page.on_message({"b": "0"})
+    assert page.choices.frame["number"] == "0"
+
+
+def test_the_model_view_of_a_long_text_says_why_not_and_fills_its_picker(data, example):
+    page = page_of(data, view="model", pin="q3000")
+    assert "6 \u00d7 12 maps of 4096 \u00d7 4096 tokens" in str(page.maps.frame)
+    assert "Open the head view" in str(page.maps.frame)
+    row = example.attention(query=slice(3000, 3001)).values[:, :, 0]
+    shown = ~example.tokens().special
+    shown[3000] = False
+    np.testing.assert_allclose(page.picker.frame["values"], row[:, :, shown].max(axis=-1), atol=1e-6)

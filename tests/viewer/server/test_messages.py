@@ -32,7 +32,7 @@ class Spied(RequestHandler):
         spied[:] = [("start", "")]
 import headatlas.viewer.server.server as server
 routes = server.routes
-server.routes = lambda application, options: [*routes(application, options), ("/spied", Spied)]
+server.routes = lambda *arguments: [*routes(*arguments), ("/spied", Spied)]
 """
 """Code that records what the server opens and imports, from the first request of /spied on."""
 
