@@ -22,7 +22,6 @@ from headatlas.store.schema.layer_masks import LayerMask
 from headatlas.store.schema.traces import Site, TraceSpec
 
 from ..calls.attention_hook import AttentionCall, capturing
-from ..calls.batch import mask_of_run
 from ..calls.mask_rules import visible_keys
 from ..calls.segment_buffers import SegmentBuffers, SiteArrays, SitePlacement
 from ..capture.collector import TraceCollector
@@ -176,7 +175,7 @@ def compute_rows(call: AttentionCall, window: int | None, placement: SitePlaceme
         if call.position_bias is not None:
             scores[:, index] += call.position_bias[0, :, position, :n_keys].double().cpu()
         if call.mask is not None:
-            mask = mask_of_run(call.mask, placement.runs[0], row)[0, :, 0]
+            mask = call.mask[0:1, :, row, :n_keys][0, :, 0]
             if mask.dtype != torch.bool:
                 scores[:, index] += mask.double().cpu()
             scores[:, index].masked_fill_(~visible_keys(mask).cpu(), -torch.inf)
