@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -16,8 +16,8 @@ from .reading.snapshot import Snapshot
 from .reading.stored_edges import EDGES_MAX_BYTES
 
 if TYPE_CHECKING:
+    from .comparisons.head_similarity import SimilarHeads
     from .patterns import Pattern
-    from .queries.head_similarity import SimilarHeads
     from .queries.pattern_search import SearchResult
     from .queries.query_by_example import LikeResult
     from .queries.vector_dimensions import NeuronResult
@@ -123,20 +123,41 @@ class Store(Snapshot):
         return neurons(self, pattern, layer, head, site)
 
     def similar(
-        self, other: Store | None = None, site: str | None = None, *, sink_free: bool = False, n_examples: int = 200
+        self,
+        other: Store | None = None,
+        site: str | None = None,
+        *,
+        head: tuple[int, int] | None = None,
+        sink_free: bool = False,
+        n_examples: int = 200,
+        n_words: int | None = 4_000,
+        on_progress: Callable[[int, int], None] = lambda done, planned: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> SimilarHeads:
         """Compute the distances between heads by their word-to-word attention, within this store or to another model's.
 
-        `headatlas.store.queries.head_similarity.similar` also takes progress, a seed and the way tokens are merged.
+        `n_words` query words are sampled; None compares all. With `head`, one head (layer, head) is compared with all.
+        `headatlas.store.comparisons.head_similarity.similar` describes the arguments, and also takes a seed and the way
+        tokens are merged.
 
         Raises
         ------
         NotFoundError
-            The stores share no example with the same words.
+            The stores share no example with the same words, or there is no such head.
         """
-        from .queries.head_similarity import similar
+        from .comparisons.head_similarity import similar
 
-        return similar(self, other, site, sink_free=sink_free, n_examples=n_examples)
+        return similar(
+            self,
+            other,
+            site,
+            head=head,
+            sink_free=sink_free,
+            n_examples=n_examples,
+            n_words=n_words,
+            on_progress=on_progress,
+            stop=stop,
+        )
 
     def annotate(
         self,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +10,7 @@ import typer
 
 from ..errors import ConfigError
 from .options import AsCsv, AsJson, SiteName, StorePath, Top, head_of
-from .printing import first_rows, incomplete_text, output_console, print_csv, print_table
+from .printing import first_rows, incomplete_text, output_console, print_csv, print_table, progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +72,7 @@ def stats(
         raise ConfigError("--definition has its own columns; leave out --statistic and --spread")
     if spread and not names:
         raise ConfigError(f"--spread needs --statistic; expected one or more of {', '.join(known_names())}")
-    with _progress() as report:
+    with progress_bar() as report:
         if definition:
             heads = published_table(opened, definition, site, report)
             columns = [str(name) for name in heads if name not in ("layer", "head")]
@@ -268,19 +267,6 @@ def export(
     from ..statistics.headvis import export_headvis
     from ..store import open_store
 
-    with _progress("heads") as report:
+    with progress_bar("heads") as report:
         n_heads = export_headvis(open_store(store), out, site, on_progress=report)
     print(f"{n_heads} heads in {out}")
-
-
-@contextmanager
-def _progress(unit: str = "examples") -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on the error stream if it is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(unit, total=None)
-        yield lambda done, planned: progress.update(task, completed=done, total=planned)
