@@ -32,7 +32,6 @@ from ..queries.resampling import bootstrap_interval
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge
 from ..schema.omissions import Omission
-from ..schema.token_table import TokenTable
 from ..schema.traces import Site, head_index
 from ..schema.words_without_tokens import words_left_out
 from .example_alignment import align_examples
@@ -358,16 +357,11 @@ def _counted(
 ) -> Int64[np.ndarray, "row"]:
     """Return the words of an aligned example whose rows count in both stores."""
     counts = [
-        counted_words(_table(snapshot, site, number), site, merge, sink_free=sink_free)
+        counted_words(snapshot, site, number, merge, sink_free=sink_free)
         for snapshot, site, number in zip((store, other), sites, pair, strict=True)
         if snapshot is not None
     ]
     return np.flatnonzero(np.all(counts, axis=0))
-
-
-def _table(store: Snapshot, site: Site, number: int) -> TokenTable:
-    segment = store.segment_of(number)
-    return segment.tokens(site.query_sequence).example(number - segment.first_example)
 
 
 def _tasks(

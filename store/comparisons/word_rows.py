@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from ..reading.block_weights import closest_rows
 from ..reading.snapshot import Snapshot
+from ..reading.visible_keys import visible_rows
 from ..reading.word_attention import Merge
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site
@@ -20,17 +21,24 @@ _BLOCK_CELLS = 1_024  # cells of all heads that stay in the processor's cache
 _TINY = np.float32(1e-30)
 
 
-def counted_words(table: TokenTable, site: Site, merge: Merge, *, sink_free: bool) -> Bool[np.ndarray, "word"]:
-    """Return a mask of the word rows of an example that count: a token of the word sees a key.
+def counted_words(
+    store: Snapshot, site: Site, example: int, merge: Merge, *, sink_free: bool
+) -> Bool[np.ndarray, "word"]:
+    """Return a mask of the word rows of an example that count: a token of the word sees a key in every layer.
 
     With `sink_free` it has to see another key than sinks.
     """
+    segment = store.segment_of(example)
+    index = example - segment.first_example
+    table = segment.tokens(site.query_sequence).example(index)
     counts = np.zeros(int(table.n_words[0]), bool)
     tokens = _query_tokens(table, np.arange(len(counts)), merge)
     if sink_free:
         others = ~table.special & (table.position > 0)
-        n_visible = np.cumsum(others) if site.causal else np.full(len(table), others.sum())
-        tokens = tokens[n_visible[tokens] > 0]
+        for mask in dict.fromkeys(site.masks):
+            layer = site.masks.index(mask)
+            visible = visible_rows(segment, site, layer, index, slice(0, len(table)))
+            tokens = tokens[(visible[tokens] & others).any(axis=1)]
     counts[table.token_rank[tokens]] = True
     return counts
 
