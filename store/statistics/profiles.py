@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from ..errors import ConfigError
 from ..reading.snapshot import Snapshot
@@ -13,6 +13,8 @@ from ..schema.traces import head_index
 from .blocks import Block, CorpusTokens, iter_blocks
 
 REACH = 64
+DECAY_ROWS = 30
+"""Smallest number of rows of an offset in the fit of a power law."""
 _PAIRS_KEPT = 4 << 20
 
 
@@ -70,6 +72,37 @@ def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH
             "offset": np.arange(-reach, reach + 1),
         },
     )
+
+
+def offset_decay(
+    store: Snapshot, site: str | None = None, reach: int = REACH
+) -> dict[str, Float64[np.ndarray, "layer head"]]:
+    """Fit a power law to the mass of every head at the offsets −1 … −`reach`: mass ≈ c · distance^decay.
+
+    - `decay`: slope of the line through ln mass over ln distance; −1: twice as far away, half the mass. NaN with fewer
+      than three offsets.
+    - `decay_fit`: share of the variance of ln mass that the line explains (R²), 0 … 1.
+
+    Least squares, in which each offset has the weight 1 / distance, so that each doubling of the distance counts alike.
+    Offsets without mass, or with fewer than `DECAY_ROWS` rows, are left out.
+
+    Raises
+    ------
+    ConfigError
+        The site joins two texts.
+    """
+    profile = offset_profiles(store, site, reach)
+    mass, rows = (profile[name].to_numpy()[..., :reach][..., ::-1] for name in ("mass", "rows"))
+    distance = np.arange(1, reach + 1)
+    counted = (np.nan_to_num(mass) > 0) & (rows[:, None] >= DECAY_ROWS)
+    weight = counted / distance
+    x, y = np.log(distance), np.log(np.where(counted, mass, 1.0))
+    total = np.where(counted.sum(axis=-1) >= 3, weight.sum(axis=-1), np.nan)
+    x_mean, y_mean = (weight * x).sum(axis=-1) / total, (weight * y).sum(axis=-1) / total
+    x_left, y_left = x - x_mean[..., None], y - y_mean[..., None]
+    xx, xy, yy = ((weight * product).sum(axis=-1) for product in (x_left**2, x_left * y_left, y_left**2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {"decay": xy / xx, "decay_fit": np.where(yy > 0, xy**2 / (xx * yy), np.nan)}
 
 
 def token_pairs(

@@ -20,6 +20,10 @@ from ..schema.traces import Site
 from .blocks import iter_blocks
 from .definitions import Average, aggregate
 from .measurement import StatisticValues, corpus_means, read_cached_array, write_cached_array
+from .profiles import offset_decay
+
+CORPUS_STATISTICS = ("decay", "decay_fit")
+"""Numbers of a head over a whole corpus, without a value for each example."""
 
 
 def statistics_table(
@@ -31,7 +35,8 @@ def statistics_table(
 ) -> pd.DataFrame:
     """Return a table of corpus means: one row for each head, columns layer, head and `names` (default: all stored).
 
-    Statistics that the store does not hold are computed from its attention (`measurement.py`).
+    Statistics that the store does not hold are computed from its attention (`measurement.py`). `CORPUS_STATISTICS` are
+    those of the whole corpus; an average over examples does not exist.
 
     Raises
     ------
@@ -44,9 +49,12 @@ def statistics_table(
     statistic_names = list(names) or list(store.statistic_names(site_spec.name))
     if not statistic_names:
         store.statistics(site_spec.name)  # raises an error that says what the job must keep
-    means = corpus_means(store, statistic_names, site_spec.name, average, on_progress)
+    of_examples = [name for name in statistic_names if name not in CORPUS_STATISTICS]
+    means = corpus_means(store, of_examples, site_spec.name, average, on_progress)
+    if len(of_examples) < len(statistic_names):
+        means |= offset_decay(store, site_spec.name)
     columns = site_spec.head_columns()
-    columns |= {name: mean.ravel() for name, mean in means.items()}
+    columns |= {name: means[name].ravel() for name in statistic_names}
     return pd.DataFrame(columns)
 
 
