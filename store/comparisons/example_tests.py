@@ -52,8 +52,8 @@ def two_sided(
     means = _by_unit(differences, unit) / np.bincount(unit)
     if means.shape[-1] < MINIMUM_EXAMPLES:
         return np.full(means.shape[:-1], np.nan)
-    above = p_above_zero(means)
-    return np.where(np.abs(means).max(axis=-1) <= ROUNDING, 1.0, 2 * np.minimum(above, 1 - above))
+    smaller = np.minimum(p_above_zero(means), p_above_zero(-means))
+    return np.where(np.abs(means).max(axis=-1) <= ROUNDING, 1.0, np.minimum(2 * smaller, 1.0))
 
 
 def above_zero(
@@ -135,9 +135,11 @@ def q_values(p_values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape
 
 def _by_unit(values: Num[np.ndarray, "*head example"], unit: Num[np.ndarray, "example"]) -> Float64[np.ndarray, "*h u"]:
     n_units = int(unit.max(initial=-1)) + 1
-    flat = values.reshape(-1, values.shape[-1])
-    sums = [np.bincount(unit, row, n_units) for row in flat]
-    return np.stack(sums).reshape(*values.shape[:-1], n_units) if sums else np.zeros((*values.shape[:-1], n_units))
+    lead = values.shape[:-1]
+    result = np.zeros((*lead, n_units))
+    for index in np.ndindex(lead):
+        result[index] = np.bincount(unit, values[index], n_units)
+    return result
 
 
 def _f_tail(f: Float64[np.ndarray, "head"], numerator: int, denominator: int) -> Float64[np.ndarray, "head"]:
