@@ -17,7 +17,10 @@ from .reading.stored_edges import EDGES_MAX_BYTES
 
 if TYPE_CHECKING:
     from .comparisons.head_similarity import SimilarHeads
+    from .comparisons.store_differences import StoreDifference
     from .patterns import Pattern
+    from .queries.dependency_relations import RelationAtlas
+    from .queries.minimal_pairs import Contrast
     from .queries.pattern_search import SearchResult
     from .queries.query_by_example import LikeResult
     from .queries.vector_dimensions import NeuronResult
@@ -155,6 +158,89 @@ class Store(Snapshot):
             sink_free=sink_free,
             n_examples=n_examples,
             n_words=n_words,
+            on_progress=on_progress,
+            stop=stop,
+        )
+
+    def contrast(
+        self,
+        pattern: str | Pattern | None = None,
+        *,
+        pair: str = "pair",
+        variant: str = "variant",
+        between: Sequence[str] | None = None,
+        site: str | None = None,
+    ) -> Contrast:
+        """Compare the members of minimal pairs: by the mass of a pattern, or without one by their attention itself.
+
+        `pair` and `variant` are the annotations that identify pairs and their members; `between` chooses two variants.
+
+        Raises
+        ------
+        NotFoundError
+            The examples have no such annotations, or no example has both variants.
+        ConfigError
+            `between` is not two different variants.
+        PatternError
+            The expression cannot be read, or names something unknown.
+        """
+        from .queries.minimal_pairs import attention_contrast, contrast, minimal_pairs
+        from .queries.pattern_search import search
+
+        pairs = minimal_pairs(self, pair, variant, between)
+        return (
+            attention_contrast(self, pairs, site) if pattern is None else contrast(search(self, pattern, site), pairs)
+        )
+
+    def relations(
+        self,
+        score: Store | None = None,
+        site: str | None = None,
+        merge: Merge = "mean",
+        *,
+        subtypes: bool = False,
+        on_progress: Callable[[int, int], None] = lambda done, planned: None,
+    ) -> RelationAtlas:
+        """Measure the accuracy with which each head finds the governors of a treebank, by dependency relation.
+
+        With `score`, heads are chosen on this store and scored on that one. `RelationAtlas.table` ranks the heads.
+
+        Raises
+        ------
+        NotFoundError
+            The words have no dependency tree.
+        """
+        from .queries.dependency_relations import relation_atlas
+
+        return relation_atlas(self, score, site, merge, subtypes=subtypes, on_progress=on_progress)
+
+    def diff(
+        self,
+        *others: Store,
+        site: str | None = None,
+        statistics: Sequence[str] | None = None,
+        n_examples: int = 200,
+        on_progress: Callable[[int, int], None] = lambda done, planned: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> list[StoreDifference]:
+        """Compare each head with the same head of another store over the same corpus; several stores are a series.
+
+        `headatlas.store.comparisons.store_differences.diff` describes the arguments.
+
+        Raises
+        ------
+        ConfigError
+            The sites have different heads.
+        NotFoundError
+            The stores share no example with the same tokens.
+        """
+        from .comparisons.store_differences import diff
+
+        return diff(
+            [self, *others],
+            site,
+            statistics=statistics,
+            n_examples=n_examples,
             on_progress=on_progress,
             stop=stop,
         )

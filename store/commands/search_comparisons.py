@@ -165,7 +165,8 @@ def _scatter_table(scatter: pd.DataFrame, column: str) -> Any:
 
     values = np.sort(scatter["value"].to_numpy())
     edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1]))
-    bins = scatter.groupby(np.searchsorted(edges, scatter["value"], side="right"))
+    value, mass = (scatter[name].to_numpy() for name in ("value", "mass"))
+    bin_of_value = np.searchsorted(edges, value, side="right")
     table = render.plain_table(
         (render.printable(column), "right"),
         ("examples", "right"),
@@ -173,12 +174,13 @@ def _scatter_table(scatter: pd.DataFrame, column: str) -> Any:
         ("", "left"),
         ("quartiles", "right"),
     )
-    for _, part in bins:
-        low, high = part["value"].min(), part["value"].max()
-        quartiles = np.quantile(part["mass"], [0.25, 0.75])
+    for number in np.unique(bin_of_value).tolist():
+        in_bin = bin_of_value == number
+        low, high = value[in_bin].min(), value[in_bin].max()
+        quartiles = np.quantile(mass[in_bin], [0.25, 0.75]).tolist()
         name = f"{low:g}" if low == high else f"{low:g} – {high:g}"
-        mean = float(part["mass"].mean())
-        table.add_row(name, f"{len(part):,}", render.number(mean), render.bar(mean), render.interval(*quartiles))
+        mean = float(mass[in_bin].mean())
+        table.add_row(name, f"{in_bin.sum():,}", render.number(mean), render.bar(mean), render.interval(*quartiles))
     return table
 
 

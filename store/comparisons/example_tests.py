@@ -40,9 +40,10 @@ def interval(
 ) -> tuple[Float[np.ndarray, "*head"], Float[np.ndarray, "*head"]]:
     """Compute the 95 % interval of ``sums.sum() / rows.sum()`` over units; NaN for fewer than five units."""
     unit_sums, unit_rows = _by_unit(sums, unit), _by_unit(rows, unit)
-    low, high = bootstrap_interval(unit_sums, unit_rows)
-    few = unit_sums.shape[-1] < MINIMUM_EXAMPLES
-    return (np.full(low.shape, np.nan),) * 2 if few else (low, high)
+    if unit_sums.shape[-1] < MINIMUM_EXAMPLES:
+        nothing = np.full(unit_sums.shape[:-1], np.nan)
+        return nothing, nothing
+    return bootstrap_interval(unit_sums, unit_rows)
 
 
 def two_sided(
@@ -116,7 +117,8 @@ def rank_correlation(
     n = means.shape[-1]
     lead = means.shape[:-1]
     if n < MINIMUM_EXAMPLES:
-        return Correlation(*(np.full(lead, np.nan) for _ in range(4)), n)
+        nothing = np.full(lead, np.nan)
+        return Correlation(nothing, nothing, nothing, nothing, n)
     x = rankdata(number) - (n + 1) / 2
     y = rankdata(np.round(means / ROUNDING), axis=-1) - (n + 1) / 2
     norm = np.sqrt((x @ x) * (y * y).sum(axis=-1))

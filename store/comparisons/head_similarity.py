@@ -16,8 +16,7 @@ words that were drawn. Only the rows of the sampled words are decoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +24,6 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from ..containers.task_pool import TaskPool
 from ..errors import ConfigError, NotFoundError
 from ..queries.evidence import MINIMUM_EXAMPLES
 from ..queries.resampling import bootstrap_interval
@@ -35,6 +33,7 @@ from ..schema.omissions import Omission
 from ..schema.traces import Site, head_index
 from ..schema.words_without_tokens import words_left_out
 from .example_alignment import align_examples
+from .ordered_tasks import run_in_order
 from .word_rows import counted_words, read_word_rows, summed_divergence
 
 N_EXAMPLES = 200
@@ -269,7 +268,7 @@ def similar(
     half_sums, half_rows, done = np.zeros((2, *shape, len(sample)), np.float32), np.zeros((2, len(sample)), np.int64), 0
     finished = np.zeros(len(sample), np.int64)
     planned = sum(len(task.words) for task in tasks)
-    for task, sums in _run(compare, tasks, threads, stop):
+    for task, sums in run_in_order(compare, tasks, threads, stop):
         half_sums[..., task.sample] += sums
         half_rows[:, task.sample] += np.bincount(task.half, minlength=2)
         finished[task.sample] += 1
@@ -384,28 +383,6 @@ def _tasks(
             rows = chosen[start : start + step]
             tasks.append(_Task(index, words[rows], half[rows]))
     return tasks
-
-
-def _run(
-    compare: Callable[[_Task], Float64[np.ndarray, "half head other_head"]],
-    tasks: list[_Task],
-    threads: int,
-    stop: Callable[[], bool],
-) -> Iterator[tuple[_Task, Float64[np.ndarray, "half head other_head"]]]:
-    """Run the tasks in threads and iterate over their results in order, until stopped. Later tasks are cancelled."""
-    waiting, ahead = iter(tasks), list[tuple[_Task, Future]]()
-    with TaskPool(max(1, threads), "similar") as pool:
-        try:
-            while not stop():
-                while len(ahead) <= threads and (task := next(waiting, None)) is not None:
-                    ahead.append((task, pool.submit(compare, task)))
-                if not ahead:
-                    return
-                task, future = ahead.pop(0)
-                yield task, future.result()
-        finally:
-            for _, future in ahead:
-                future.cancel()
 
 
 def _left_out(store: Snapshot | None, site: Site, numbers: Int64[np.ndarray, "example"]) -> tuple[Omission, ...]:
