@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ConfigError
+from .comparison_tables import print_correlation, print_split, print_versus
 from .example_hits import print_hits
 from .options import (
     AsCsv,
@@ -26,7 +27,6 @@ from .options import (
 )
 from .printing import first_rows, incomplete_text, output_console, print_csv, print_table
 from .scheduler import cluster
-from .search_comparisons import print_correlation, print_split, print_versus
 
 if TYPE_CHECKING:
     from ..patterns import Pattern
