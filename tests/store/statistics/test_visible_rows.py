@@ -10,6 +10,7 @@ from treebank_store import tree_table, write_trees
 
 from headatlas.store.schema.token_table import Column
 from headatlas.store.schema.traces import Keep
+from headatlas.store.statistics.corpus import corpus_summary, summary_frame
 from headatlas.store.statistics.measurement import measured_statistics, statistic_rows
 from headatlas.store.statistics.profiles import offset_profiles, token_pairs
 from headatlas.store.statistics.published import published_table
@@ -63,6 +64,18 @@ def test_rows_are_those_that_see_a_target(windowed, name):
             expected = np.mean(masses, axis=0) if masses else np.full(site.n_heads, np.nan)
             np.testing.assert_allclose(result.values[layer, :, index], expected, atol=1e-6)
     np.testing.assert_array_equal(statistic_rows(store, site, name), result.rows)
+
+
+def test_a_summary_has_the_rows_of_each_layer(windowed):
+    store = windowed.store
+    result = measured_statistics(store, ["induction"], cache=False)["induction"]
+    summary = corpus_summary({"induction": result.values}, {"induction": result.rows}, layers=store.site().layers)
+    assert summary["rows"].sel(statistic="induction").to_numpy().tolist() == result.rows.sum(axis=-1).tolist()
+    frame = summary_frame(summary, "induction").set_index(["layer", "head"])
+    assert frame.loc[(0, 0), "rows"] < frame.loc[(1, 0), "rows"]
+    np.testing.assert_allclose(
+        frame.loc[(0, 1), "mean"], np.average(np.nan_to_num(result.values[0, 1]), weights=result.rows[0]), rtol=1e-6
+    )
 
 
 def test_tables_of_other_tools_count_rows_that_see_a_target(windowed):
