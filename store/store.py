@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -16,8 +16,11 @@ from .reading.snapshot import Snapshot
 from .reading.stored_edges import EDGES_MAX_BYTES
 
 if TYPE_CHECKING:
+    from .comparisons.head_similarity import SimilarHeads
+    from .comparisons.store_differences import StoreDifference
     from .patterns import Pattern
-    from .queries.head_similarity import SimilarHeads
+    from .queries.dependency_relations import RelationAtlas
+    from .queries.minimal_pairs import Contrast
     from .queries.pattern_search import SearchResult
     from .queries.query_by_example import LikeResult
     from .queries.vector_dimensions import NeuronResult
@@ -123,20 +126,124 @@ class Store(Snapshot):
         return neurons(self, pattern, layer, head, site)
 
     def similar(
-        self, other: Store | None = None, site: str | None = None, *, sink_free: bool = False, n_examples: int = 200
+        self,
+        other: Store | None = None,
+        site: str | None = None,
+        *,
+        head: tuple[int, int] | None = None,
+        sink_free: bool = False,
+        n_examples: int = 200,
+        n_words: int | None = 4_000,
+        on_progress: Callable[[int, int], None] = lambda done, planned: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> SimilarHeads:
         """Compute the distances between heads by their word-to-word attention, within this store or to another model's.
 
-        `headatlas.store.queries.head_similarity.similar` also takes progress, a seed and the way tokens are merged.
+        `n_words` query words are sampled; None compares all. With `head`, one head (layer, head) is compared with all.
+        `headatlas.store.comparisons.head_similarity.similar` describes the arguments, and also takes a seed and the way
+        tokens are merged.
 
         Raises
         ------
         NotFoundError
-            The stores share no example with the same words.
+            The stores share no example with the same words, or there is no such head.
         """
-        from .queries.head_similarity import similar
+        from .comparisons.head_similarity import similar
 
-        return similar(self, other, site, sink_free=sink_free, n_examples=n_examples)
+        return similar(
+            self,
+            other,
+            site,
+            head=head,
+            sink_free=sink_free,
+            n_examples=n_examples,
+            n_words=n_words,
+            on_progress=on_progress,
+            stop=stop,
+        )
+
+    def contrast(
+        self,
+        pattern: str | Pattern | None = None,
+        *,
+        pair: str = "pair",
+        variant: str = "variant",
+        between: Sequence[str] | None = None,
+        site: str | None = None,
+    ) -> Contrast:
+        """Compare the members of minimal pairs: by the mass of a pattern, or without one by their attention itself.
+
+        `pair` and `variant` are the annotations that identify pairs and their members; `between` chooses two variants.
+
+        Raises
+        ------
+        NotFoundError
+            The examples have no such annotations, or no example has both variants.
+        ConfigError
+            `between` is not two different variants.
+        PatternError
+            The expression cannot be read, or names something unknown.
+        """
+        from .queries.minimal_pairs import attention_contrast, contrast, minimal_pairs
+        from .queries.pattern_search import search
+
+        pairs = minimal_pairs(self, pair, variant, between)
+        return (
+            attention_contrast(self, pairs, site) if pattern is None else contrast(search(self, pattern, site), pairs)
+        )
+
+    def relations(
+        self,
+        score: Store | None = None,
+        site: str | None = None,
+        merge: Merge = "mean",
+        *,
+        subtypes: bool = False,
+        on_progress: Callable[[int, int], None] = lambda done, planned: None,
+    ) -> RelationAtlas:
+        """Measure the accuracy with which each head finds the governors of a treebank, by dependency relation.
+
+        With `score`, heads are chosen on this store and scored on that one. `RelationAtlas.table` ranks the heads.
+
+        Raises
+        ------
+        NotFoundError
+            The words have no dependency tree.
+        """
+        from .queries.dependency_relations import relation_atlas
+
+        return relation_atlas(self, score, site, merge, subtypes=subtypes, on_progress=on_progress)
+
+    def diff(
+        self,
+        *others: Store,
+        site: str | None = None,
+        statistics: Sequence[str] | None = None,
+        n_examples: int = 200,
+        on_progress: Callable[[int, int], None] = lambda done, planned: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> list[StoreDifference]:
+        """Compare each head with the same head of another store over the same corpus; several stores are a series.
+
+        `headatlas.store.comparisons.store_differences.diff` describes the arguments.
+
+        Raises
+        ------
+        ConfigError
+            The sites have different heads.
+        NotFoundError
+            The stores share no example with the same tokens.
+        """
+        from .comparisons.store_differences import diff
+
+        return diff(
+            [self, *others],
+            site,
+            statistics=statistics,
+            n_examples=n_examples,
+            on_progress=on_progress,
+            stop=stop,
+        )
 
     def annotate(
         self,

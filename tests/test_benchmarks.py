@@ -8,7 +8,17 @@ import json
 import pytest
 
 from benchmarks import __main__ as all_benchmarks
-from benchmarks import capture, capture_cases, capture_device, codecs, reads, search, search_growth, viewer_stores
+from benchmarks import (
+    capture,
+    capture_cases,
+    capture_device,
+    codecs,
+    reads,
+    search,
+    search_growth,
+    similar,
+    viewer_stores,
+)
 from benchmarks.capture_cases import KEEPS
 from benchmarks.inputs import MissingInputError, content_key
 from benchmarks.interleave import Mode, Timing, interleave, rotated, speed_ratio
@@ -203,6 +213,14 @@ def test_the_loop_over_padded_files_sums_what_a_search_does(tmp_path) -> None:
         loop_seconds(files, pattern, search_patterns(store, pattern, basis="exact"))  # compares
     with pytest.raises(AssertionError, match="differ"):
         loop_seconds(files, PATTERNS[0], search_patterns(store, PATTERNS[1], basis="exact"))
+
+
+def test_similar_heads_are_measured_sampled_exact_and_beside_a_loop(tmp_path) -> None:
+    similar.write_random(tmp_path / "store", 2, 12)
+    rows = {row.name: row for row in similar.measure(open_store(tmp_path / "store"))}
+    assert rows["difference of exact from the loop, a row"].value < 1e-5
+    assert rows["error that the sample states"].value > 0
+    assert rows["one head · sample · speed"].value > rows["every pair · exact · speed"].value
 
 
 def test_every_kind_of_question_is_asked_of_each_size(tmp_path, monkeypatch) -> None:

@@ -40,8 +40,16 @@ class Tokens:
     def sentence(self) -> list[int]:
         """Number of each token's sentence, -1 for special tokens.
 
-        A sentence includes its final marks. The next token begins another sentence, and so does the second text.
+        In a treebank a sentence is a dependency tree: the words that governors join. Otherwise a sentence includes its
+        final marks. The next token begins another sentence, and so does the second text.
         """
+        n_roots = sum(governor < 0 for governor in self.head)
+        if self.head and (n_roots < self.n_words or self.n_words == 1):
+            tree = list(range(self.n_words))
+            for word, governor in enumerate(self.head):
+                if 0 <= governor < self.n_words:
+                    tree = [tree[word] if number == tree[governor] else number for number in tree]
+            return [-1 if word < 0 else tree[word] for word in self.word]
         number, result = 0, []
         for i, text in enumerate(self.texts):
             if i:

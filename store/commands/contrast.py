@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, read_pattern
-from .printing import first_rows, output_console, print_csv, print_table
+from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, head_of, read_pattern
+from .printing import first_rows, output_console, print_csv, print_table, progress_bar
 from .search import search_with_progress
 
 if TYPE_CHECKING:
@@ -40,6 +40,15 @@ def contrast(
     examples: Annotated[
         int, typer.Option("--examples", min=0, help="Number of example pairs to show for the head.")
     ] = 3,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            metavar="LAYER.HEAD",
+            help="Head whose pairs are shown; default the one with the largest difference.",
+            show_default=False,
+        ),
+    ] = None,
     patterns: Patterns = None,
     site: SiteName = None,
     as_csv: AsCsv = False,
@@ -56,7 +65,8 @@ def contrast(
     opened = open_store(store)
     pairs = measure.minimal_pairs(opened, pair, variant, between)
     if expression is None:
-        result = measure.attention_contrast(opened, pairs, site)
+        with progress_bar("pairs") as report:
+            result = measure.attention_contrast(opened, pairs, site, on_progress=report)
     else:
         result = measure.contrast(search_with_progress(opened, read_pattern(expression, patterns), site, "auto"), pairs)
     ranked = result.table()
@@ -64,17 +74,18 @@ def contrast(
     if as_csv:
         print_csv(heads)
         return
-    best = (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
+    best = head_of(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
     if as_json:
-        print(render.to_json(_json(result, render.records(heads), best, examples) | render.fetched(opened)))
+        print(render.to_json(_json(result, render.records(heads), best) | render.fetched(opened)))
         return
     _print(result, heads, best, examples, opened)
 
 
-def _json(result: Contrast, heads: list[dict], best: tuple[int, int], n: int) -> dict:
+def _json(result: Contrast, heads: list[dict], best: tuple[int, int]) -> dict:
+    """Build the output of --json. `pairs` are all pairs, with the differences of one head."""
     driving = [
         {"pair": name, "first": first, "second": second, "difference": difference}
-        for name, first, second, difference in result.driving_pairs(*best, n)
+        for name, first, second, difference in result.driving_pairs(*best, None)
     ]
     summary = {
         "pattern": None if result.search is None else str(result.search.pattern),
@@ -84,7 +95,7 @@ def _json(result: Contrast, heads: list[dict], best: tuple[int, int], n: int) ->
         "without_match": len(result.pairs.names) - len(result.pair_index),
         "refused": result.pairs.refused,
     }
-    return {"contrast": summary, "heads": heads, "pairs": driving}
+    return {"contrast": summary, "heads": heads, "head": ".".join(map(str, best)), "pairs": driving}
 
 
 def _print(result: Contrast, heads: object, best: tuple[int, int], n: int, store: Store) -> None:

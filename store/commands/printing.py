@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,3 +65,16 @@ def print_table(console: Console, table: Table) -> None:
     width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
     wide_console = console if width <= console.width else Console(file=console.file, width=width)
     wide_console.print(table)
+
+
+@contextmanager
+def progress_bar(unit: str = "examples") -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on the error stream if it is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(unit, total=None)
+        yield lambda done, planned: progress.update(task, completed=done, total=planned)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ConfigError
+from .comparison_tables import print_correlation, print_split, print_versus
 from .example_hits import print_hits
 from .options import (
     AsCsv,
@@ -79,6 +80,33 @@ def search(
             show_default=False,
         ),
     ] = None,
+    versus: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--versus",
+            metavar="EXPR",
+            help="Compare each head's mass with that of another pattern on the same examples; repeat for more patterns.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split",
+            metavar="COLUMN",
+            help="Compare the groups of examples that have the same value of this annotation.",
+            show_default=False,
+        ),
+    ] = None,
+    correlate: Annotated[
+        str | None,
+        typer.Option(
+            "--correlate",
+            metavar="COLUMN",
+            help="Correlate the mass on an example with this numeric annotation of examples.",
+            show_default=False,
+        ),
+    ] = None,
     site: SiteName = None,
     select: Select = None,
     score: Score = None,
@@ -88,6 +116,8 @@ def search(
     """Rank heads by the share of their attention that follows a pattern, and show the best examples.
 
     Example: [bold]headatlas search traces/demo 'induction and not key.special'[/bold]
+
+    Two patterns, paired by example: [bold]headatlas search traces/demo previous_token --versus next_token[/bold]
     """
     from ..queries.held_out import SplitSearch
     from . import tables as render
@@ -96,6 +126,10 @@ def search(
         raise ConfigError(f"--approximate and --basis {basis} both choose the data to read; leave one of them out")
     if words and (approximate or basis not in ("auto", "exact")):
         raise ConfigError("--words needs exact data; leave out --basis and --approximate")
+    if sum(map(bool, (versus, split, correlate))) > 1:
+        raise ConfigError("--versus, --split and --correlate are different questions; expected one of them")
+    if (versus or split or correlate) and select is not None:
+        raise ConfigError("--select chooses heads by one pattern; leave it out with --versus, --split and --correlate")
     first, second, expression = _stores_and_expression(store, expression, select, score)
     pattern = read_pattern(expression, patterns)
     with cluster(scheduler) as client:
@@ -103,6 +137,24 @@ def search(
         options = (pattern, site, requested_basis, client, words)
         result = search_with_progress(second, *options)
         selection = None if first is None else search_with_progress(first, *options)
+        if versus:
+            print_versus(
+                result,
+                versus,
+                lambda other: search_with_progress(second, read_pattern(other, patterns), *options[1:]),
+                head,
+                top,
+                examples,
+                as_csv=as_csv,
+                as_json=as_json,
+            )
+            return
+    if split:
+        print_split(result, split, top, as_csv=as_csv, as_json=as_json)
+        return
+    if correlate:
+        print_correlation(result, correlate, head, top, as_csv=as_csv, as_json=as_json)
+        return
     if selection is None:
         evidence, ranked = result.evidence, result.table(by)
     else:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import AsCsv, AsJson, MergeTokens, SiteName, StorePath, Top, head_of
-from .printing import TOP, first_rows, output_console, print_csv, print_table
+from .printing import TOP, first_rows, output_console, print_csv, print_table, progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..queries.head_similarity import SimilarHeads
-    from ..store import Store
+    from ..comparisons.head_similarity import SimilarHeads
 
 app = typer.Typer(rich_markup_mode="rich")
-_N_EXAMPLES = 200
+_N_EXAMPLES, _N_WORDS = 200, 4_000
 
 
 @app.command(rich_help_panel="Query")
@@ -38,6 +36,10 @@ def similar(
         ),
     ] = None,
     examples: Annotated[int, typer.Option("--sample", min=1, help="Number of examples to sample.")] = _N_EXAMPLES,
+    words: Annotated[
+        int, typer.Option("--sample-words", min=1, help="Number of query words to sample from these examples.")
+    ] = _N_WORDS,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare every query word of the sampled examples.")] = False,
     merge: MergeTokens = "mean",
     sink_free: Annotated[
         bool,
@@ -52,13 +54,25 @@ def similar(
 
     Example: [bold]headatlas similar traces/ewt traces/ewt-smollm2 --head 2.0[/bold]
     """
+    from ..comparisons.head_similarity import similar as compare
     from ..store import open_store
     from . import tables as render
 
     head_index = head_of(head) if head else None
     first, second = open_store(store), None if other is None else open_store(other)
-    result = _compare_with_progress(first, second, site, merge, examples, sink_free)
-    table = result.table(head_index, top if top is not None or as_csv or as_json else TOP)
+    with progress_bar("words") as report:
+        result = compare(
+            first,
+            second,
+            site,
+            merge,
+            head=head_index,
+            sink_free=sink_free,
+            n_examples=examples,
+            n_words=None if exact else words,
+            on_progress=report,
+        )
+    table = result.table(n=top if top is not None or as_csv or as_json else TOP)
     table = first_rows(table, top, all_rows=as_csv or as_json)
     if as_csv:
         print_csv(table, result.left_out)
@@ -66,34 +80,6 @@ def similar(
         print(render.to_json({"similar": _summary(result), "pairs": render.records(table)}))
     else:
         _print(result, table)
-
-
-def _compare_with_progress(
-    first: Store,
-    second: Store | None,
-    site: str | None,
-    merge: Literal["mean", "first"],
-    n_examples: int,
-    sink_free: bool,
-) -> SimilarHeads:
-    from ..queries.head_similarity import similar as compare
-
-    if not sys.stderr.isatty():
-        return compare(first, second, site, merge, sink_free=sink_free, n_examples=n_examples)
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("comparing", total=None)
-        return compare(
-            first,
-            second,
-            site,
-            merge,
-            sink_free=sink_free,
-            n_examples=n_examples,
-            on_progress=lambda done, planned: progress.update(task, completed=done, total=planned),
-        )
 
 
 def _summary(result: SimilarHeads) -> dict[str, Any]:
@@ -107,6 +93,8 @@ def _summary(result: SimilarHeads) -> dict[str, Any]:
         "merge": result.merge,
         "sink_free": result.sink_free,
         "rows": result.rows,
+        "sampled_from": result.n_words,
+        "largest_error": render.plain(result.largest_error),
         "examples": result.n_examples,
         "shared": result.n_shared,
         "refused": result.refused,
@@ -115,11 +103,21 @@ def _summary(result: SimilarHeads) -> dict[str, Any]:
     }
 
 
+def _error_text(result: SimilarHeads) -> str:
+    """Return the sentence about the error of sampling words; empty if every word was compared."""
+    if result.rows == result.n_words:
+        return ""
+    return (
+        f" error: sampling words moves a distance by at most that in 95 % of samples, for no pair by more than "
+        f"{result.largest_error:.3f}; --exact compares every word."
+    )
+
+
 def _print(result: SimilarHeads, pairs: pd.DataFrame) -> None:
     from . import tables as render
 
     console = output_console()
-    columns = (("distance", "right"), ("95 %", "right"), ("/median", "right"))
+    columns = (("distance", "right"), ("95 %", "right"), ("/median", "right"), ("error", "right"))
     table = render.plain_table(("head", "right"), ("similar to", "right"), *columns)
     for row in pairs.to_dict("records"):
         table.add_row(
@@ -128,15 +126,19 @@ def _print(result: SimilarHeads, pairs: pd.DataFrame) -> None:
             render.number(row["distance"]),
             render.interval(row["low"], row["high"]),
             render.number(row["distance"] / result.median, 2) if result.median else "–",
+            f"±{render.number(row['error'])}" if result.rows < result.n_words else "0",
         )
     print_table(console, table)
     refused = "; ".join(f"{count:,} {reason}" for reason, count in result.refused.items())
     stores = "" if result.is_same_store else f" Heads of {result.store.name} and similar heads of {result.other.name}."
+    sampled = f" of {result.n_words:,}" if result.rows < result.n_words else ""
+    pairs_compared = "all pairs" if result.head is None else "these pairs"
     console.print(
-        f"Jensen-Shannon distance of word rows in bits (0 equal, 1 disjoint); median of all pairs "
-        f"{render.number(result.median)}. {result.rows:,} words in {result.n_examples:,} of {result.n_shared:,} examples, "
+        f"Jensen-Shannon distance of word rows in bits (0 equal, 1 disjoint); median of {pairs_compared} "
+        f"{render.number(result.median)}. {result.rows:,}{sampled} words in {result.n_examples:,} of "
+        f"{result.n_shared:,} examples, "
         f"tokens merged by {result.merge}{', without first and special tokens' if result.sink_free else ''}."
-        f"{stores} Examples left out: {refused or 'none'}.",
+        f"{stores} Examples left out: {refused or 'none'}.{_error_text(result)}",
         style="dim",
         markup=False,
         soft_wrap=True,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +10,7 @@ import typer
 
 from ..errors import ConfigError
 from .options import AsCsv, AsJson, SiteName, StorePath, Top, head_of
-from .printing import first_rows, incomplete_text, output_console, print_csv, print_table
+from .printing import first_rows, incomplete_text, output_console, print_csv, print_table, progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +46,7 @@ def stats(
         bool,
         typer.Option("--spread", help="Add deviation and quantiles over examples; with --json also histograms."),
     ] = False,
+    ascending: Annotated[bool, typer.Option("--ascending", help="List the smallest values first.")] = False,
     top: Top = None,
     average: Annotated[
         Literal["rows", "examples"],
@@ -60,9 +60,10 @@ def stats(
 
     Example: [bold]headatlas stats traces/demo --statistic entropy,entropy_sink_free --top 5[/bold]
     """
+    from ..comparisons.head_overview import head_overview
     from ..statistics.definitions import known_names
     from ..statistics.published import published_table
-    from ..statistics.specialisation import specialised_heads, statistics_table
+    from ..statistics.specialisation import CORPUS_STATISTICS, statistics_table
     from ..store import open_store
     from . import statistics_tables as render_statistics
     from . import tables as render
@@ -73,19 +74,28 @@ def stats(
         raise ConfigError("--definition has its own columns; leave out --statistic and --spread")
     if spread and not names:
         raise ConfigError(f"--spread needs --statistic; expected one or more of {', '.join(known_names())}")
-    with _progress() as report:
+    if "decay" in names and "decay_fit" not in names:
+        names.insert(names.index("decay") + 1, "decay_fit")
+    if spread and (corpus_names := [name for name in names if name in CORPUS_STATISTICS]):
+        raise ConfigError(f"{corpus_names[0]} has no value for each example; leave out --spread")
+    with progress_bar() as report:
         if definition:
             heads = published_table(opened, definition, site, report)
             columns = [str(name) for name in heads if name not in ("layer", "head")]
         elif spread:
-            _print_spread(opened, names, average, site, top, report, as_csv=as_csv, as_json=as_json)
+            _print_spread(
+                opened, names, average, site, top, report, ascending=ascending, as_csv=as_csv, as_json=as_json
+            )
             return
         elif names:
             heads, columns = statistics_table(opened, names, site, average, report), names
         else:
-            heads, columns = specialised_heads(opened, site, average), []
+            heads, columns = head_overview(opened, site, average, report), []
     if columns:
-        heads = heads.sort_values(columns[0], ascending=False, kind="stable", na_position="last")
+        heads = heads.sort_values(columns[0], ascending=ascending, kind="stable", na_position="last")
+    elif ascending:
+        raise ConfigError("--ascending needs --statistic or --definition; without them heads have no single number")
+    without_sinks = heads.attrs.get("without_sinks")
     heads = first_rows(heads, top, all_rows=as_csv or as_json)
     if as_json:
         source = {"definition": definition} if definition else {}
@@ -111,6 +121,18 @@ def stats(
             style="dim",
             soft_wrap=True,
         )
+        if "after_sinks" in heads:
+            console.print(
+                "after sinks: the behaviour that exceeds uniform attention most on rows without the first and special "
+                "tokens; share and uniform are those of such rows; q: false-discovery rate of a share above uniform, over "
+                "all heads and behaviours.",
+                style="dim",
+                soft_wrap=True,
+            )
+        elif without_sinks is not None:
+            console.print(
+                f"Behaviours after sinks are missing: {render.printable(without_sinks)}", style="dim", markup=False
+            )
         for overlay in overlays:
             unit = f" ({overlay.unit})" if overlay.unit else ""
             n_covered = opened.n_covered(overlay.name)
@@ -136,6 +158,7 @@ def _print_spread(
     top: int | None,
     report: Callable[[int, int], None],
     *,
+    ascending: bool,
     as_csv: bool,
     as_json: bool,
 ) -> None:
@@ -151,7 +174,7 @@ def _print_spread(
         average,
         layers=store.site(site).layers,
     )
-    frames = [summary_frame(summary, name) for name in names]
+    frames = [summary_frame(summary, name).sort_values("mean", ascending=ascending, kind="stable") for name in names]
     ranked = [first_rows(frame, top, all_rows=as_csv or as_json) for frame in frames]
     if as_json:
         output = []
@@ -268,19 +291,6 @@ def export(
     from ..statistics.headvis import export_headvis
     from ..store import open_store
 
-    with _progress("heads") as report:
+    with progress_bar("heads") as report:
         n_heads = export_headvis(open_store(store), out, site, on_progress=report)
     print(f"{n_heads} heads in {out}")
-
-
-@contextmanager
-def _progress(unit: str = "examples") -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on the error stream if it is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(unit, total=None)
-        yield lambda done, planned: progress.update(task, completed=done, total=planned)

@@ -223,11 +223,16 @@ def fetched_text(*stores: Store | None) -> str:
 def specialised_table(heads: pd.DataFrame) -> Table:
     """Create a table of the most specialised heads."""
     columns = ("head", "right"), ("behaviour", "left"), ("share", "right"), ("", "left"), ("uniform", "right"), ("lift", "right")  # fmt: skip
-    table = plain_table(*columns, ("entropy", "right"))
+    has_rest = "after_sinks" in heads
+    rest = ("after sinks", "left"), ("share", "right"), ("95 %", "right"), ("uniform", "right"), ("q", "right")
+    table = plain_table(*columns, ("entropy", "right"), *(rest if has_rest else ()))
     for row in heads.to_dict("records"):
         cells = number(row["baseline"]), lift(row["lift"]), number(row.get("entropy", math.nan), 2)
+        if has_rest:
+            evidence = interval(row["after_low"], row["after_high"]), number(row["after_baseline"])
+            cells += row["after_sinks"], number(row["after_value"]), *evidence, probability(row["after_q"])
         table.add_row(
-            f"{row['layer']}.{row['head']}", row["behaviour"], number(row["value"]), bar(row["value"]), *cells
+            f"{row['layer']}.{row['head']}", row["behaviour"], number(row["value"]), bar(row["value"], 6), *cells
         )
     return table
 

@@ -154,9 +154,23 @@ class Contrast:
         order = np.argsort(-np.abs(np.nan_to_num(table["difference"].to_numpy())), kind="stable")
         return table.take(order.tolist()).reset_index(drop=True)
 
-    def driving_pairs(self, layer: int, head: int, n: int = 5) -> list[tuple[str, int, int, float]]:
-        """List the pairs that contribute most to the difference of a head: name, the two examples, their difference."""
-        values = self.difference[int(np.searchsorted(self.heads["layer"], layer)), head]
+    def driving_pairs(self, layer: int, head: int, n: int | None = 5) -> list[tuple[str, int, int, float]]:
+        """List the pairs that contribute most to the difference of a head: name, the two examples, their difference.
+
+        All pairs if `n` is None.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such head.
+        """
+        layers = self.heads["layer"].to_numpy().tolist()
+        if layer not in layers or not 0 <= head < self.heads.sizes["head"]:
+            raise NotFoundError(
+                f"no head {layer}.{head}; the comparison has layers {layers[0]} to {layers[-1]} and heads "
+                f"0:{self.heads.sizes['head']}"
+            )
+        values = self.difference[layers.index(layer), head]
         order = np.argsort(-values * np.sign(values.mean()) if len(values) else values, kind="stable")[:n]
         pairs = self.pair_index[order]
         names = [self.pairs.names[pair] for pair in pairs.tolist()]

@@ -35,8 +35,8 @@ class Vectors:
             return error
         return error + self.bound.scaled * np.linalg.norm(self.scale.astype(np.float64), axis=-1)
 
-    def part(self, positions: slice) -> Vectors:
-        """Return the vectors of some positions."""
+    def part(self, positions: slice | Int[np.ndarray, "part"]) -> Vectors:
+        """Return the vectors of some positions: a slice, or indices on the axis `position`."""
         shared = self.scale is None or self.scale.shape[1] != self.values.shape[1]
         scale = self.scale if shared or self.scale is None else self.scale[:, positions]
         return Vectors(self.values[:, positions], self.bound, scale)

@@ -106,6 +106,11 @@ class RowPlan:
         """True for pairs whose key is a sink: the first token or a special token."""
         return self.special | (self.key_pos == 0)
 
+    @property
+    def seen(self) -> Bool[np.ndarray, "pair"] | slice:
+        """Index of the pairs whose key its row sees: a mask, or a slice of all."""
+        return slice(None) if self.visible is None else self.visible
+
     def with_mask(self, visible: Bool[np.ndarray, "pair"]) -> RowPlan:
         """Return the same rows with other visible keys. Offsets and properties that were computed are shared."""
         plan = replace(self, visible=visible)
@@ -119,6 +124,12 @@ class RowPlan:
         is_visible = np.ones(self.n_pairs, bool) if self.visible is None else self.visible
         counted = is_visible if sinks else is_visible & ~self.sink
         return self.sum_rows(counted.astype(np.float64)[None])[0].astype(np.int64)
+
+    def rows_that_see(self, pairs: Int64[np.ndarray, "match"]) -> Bool[np.ndarray, "row"]:
+        """Return a mask of the rows that see the key of at least one of the pairs."""
+        row_mask = np.zeros(len(self.length), bool)
+        row_mask[self.row[pairs if self.visible is None else pairs[self.visible[pairs]]]] = True
+        return row_mask
 
     def sum_rows(self, values: Float64[np.ndarray, "head pair"]) -> Float64[np.ndarray, "head row"]:
         """Sum the values of each row."""

@@ -19,7 +19,7 @@ BINS = 32
 
 def corpus_summary(
     values: Mapping[str, Float32[np.ndarray, "layer head example"]],
-    rows: Mapping[str, Int64[np.ndarray, "example"]],
+    rows: Mapping[str, Int64[np.ndarray, "*#layer example"]],
     average: Average = "rows",
     bins: int = BINS,
     layers: Sequence[int] | None = None,
@@ -34,7 +34,7 @@ def corpus_summary(
     - `quantile_value`: quantiles over examples with equal weight, dim quantile,
     - `histogram`: int64 counts of examples in `bins` equal steps between `bin_edge`, which all heads share,
     - `examples`: int64, number of examples,
-    - `rows`: int64, number of rows.
+    - `rows`: int64, number of rows in each layer, dims (statistic, layer): the masks of layers differ.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def corpus_summary(
         "histogram": (*heads, "bin"),
         "bin_edge": ("statistic", "edge"),
         "examples": heads,
-        "rows": ("statistic",),
+        "rows": ("statistic", "layer"),
     }
     data = (
         {name: (dims[name], np.stack([summary[name] for summary in summaries])) for name in dims} if summaries else {}
@@ -72,13 +72,16 @@ def summary_frame(summary: xr.Dataset, statistic: str) -> pd.DataFrame:
     for quantile in summary["quantile"].to_numpy():
         columns[f"q{round(100 * quantile):02d}"] = selected["quantile_value"].sel(quantile=quantile).to_numpy().ravel()
     table = pd.DataFrame(
-        {**columns, "examples": selected["examples"].to_numpy().ravel(), "rows": int(selected["rows"])}
+        {**columns, "examples": selected["examples"].to_numpy().ravel(), "rows": np.repeat(selected["rows"], n_heads)}
     )
     return table.sort_values("mean", ascending=False, kind="stable", na_position="last", ignore_index=True)
 
 
 def _summarise(
-    values: Float32[np.ndarray, "layer head example"], rows: Int64[np.ndarray, "example"], average: Average, bins: int
+    values: Float32[np.ndarray, "layer head example"],
+    rows: Int64[np.ndarray, "*#layer example"],
+    average: Average,
+    bins: int,
 ) -> dict[str, np.ndarray]:
     n_layers, n_heads, _ = values.shape
     present = np.isfinite(values)
@@ -102,7 +105,7 @@ def _summarise(
         "histogram": histogram,
         "bin_edge": edges,
         "examples": n_present.astype(np.int64),
-        "rows": np.array(rows.sum(), np.int64),
+        "rows": np.broadcast_to(rows.sum(axis=-1), values.shape[:1]).astype(np.int64),
     }
 
 

@@ -27,10 +27,8 @@ SINK_FREE = "_sink_free"
 
 
 def _matching_rows(plan: RowPlan, pairs: Pairs | None) -> Bool[np.ndarray, "row"]:
-    row_mask = np.zeros(len(plan.length), bool)
     assert pairs is not None, "the statistic needs pairs"
-    row_mask[plan.row[pairs]] = True
-    return row_mask
+    return plan.rows_that_see(pairs)
 
 
 def _normalised_entropy(rows: Rows, pairs: Pairs | None) -> RowValues:

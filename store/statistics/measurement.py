@@ -31,7 +31,7 @@ from .blocks import Block, CorpusTokens, iter_blocks
 from .definitions import SINK_FREE, VARIABILITY, Average, aggregate, known_names, statistic_of
 from .variability import corner_rows, variability_sums
 
-_VERSION = 2
+_VERSION = 3
 """Version of the formulas. It increases when a definition changes, so that old cache entries are not used."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from ..errors import ConfigError
 from ..reading.snapshot import Snapshot
@@ -13,18 +13,19 @@ from ..schema.traces import head_index
 from .blocks import Block, CorpusTokens, iter_blocks
 
 REACH = 64
+DECAY_ROWS = 30
+"""Smallest number of rows of an offset in the fit of a power law."""
 _PAIRS_KEPT = 4 << 20
 
 
 def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH) -> xr.Dataset:
     """Compute the mass of every head at each offset (key position − query position) from −`reach` to `reach`.
 
-    - `mass`: mean weight over the rows that have a key at the offset, dims (layer, head, offset), float64; NaN if no
-      row
-      has one,
+    - `mass`: mean weight over the rows that see a key at the offset, dims (layer, head, offset), float64; NaN if no
+      row does,
     - `share`: weight at the offset divided by the number of all rows; the shares of a head and its `beyond` sum to 1,
     - `beyond`: the same for all other offsets, dims (layer, head),
-    - `rows`: number of rows that have a key at the offset, dims (offset).
+    - `rows`: number of rows that see a key at the offset, dims (layer, offset): the masks of layers differ.
 
     Raises
     ------
@@ -41,20 +42,21 @@ def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH
     width = 2 * reach + 1
     total = np.zeros((site_spec.n_layers, site_spec.n_heads, width))
     outside = np.zeros((site_spec.n_layers, site_spec.n_heads))
-    rows, n_rows = np.zeros(width, np.int64), 0
+    rows, n_rows = np.zeros((site_spec.n_layers, width), np.int64), 0
     for block in iter_blocks(store, site_spec):
         offset = block.plan.offset
         in_reach = np.abs(offset) <= reach
         offset_index = np.where(in_reach, offset + reach, width)
-        rows += np.bincount(offset_index, minlength=width + 1)[:width]
         n_rows += len(block.plan.length)
         for layer in range(site_spec.n_layers):
-            for head, weights in enumerate(block.rows(layer).weights):
+            layer_rows = block.rows(layer)
+            rows[layer] += np.bincount(offset_index[layer_rows.plan.seen], minlength=width + 1)[:width]
+            for head, weights in enumerate(layer_rows.weights):
                 sums = np.bincount(offset_index, weights, width + 1)
                 total[layer, head] += sums[:width]
                 outside[layer, head] += sums[width]
     with np.errstate(invalid="ignore"):
-        mass = np.where(rows > 0, total / np.maximum(rows, 1), np.nan)
+        mass = np.where(rows[:, None] > 0, total / np.maximum(rows, 1)[:, None], np.nan)
     dims = ("layer", "head")
     attributes = {"long_name": "attention at an offset", "units": "share", "site": site_spec.name}
     return xr.Dataset(
@@ -62,7 +64,7 @@ def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH
             "mass": ((*dims, "offset"), mass, attributes),
             "share": ((*dims, "offset"), total / max(n_rows, 1)),
             "beyond": (dims, outside / max(n_rows, 1)),
-            "rows": ("offset", rows),
+            "rows": (("layer", "offset"), rows),
         },
         {
             "layer": np.array(site_spec.layers),
@@ -70,6 +72,37 @@ def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH
             "offset": np.arange(-reach, reach + 1),
         },
     )
+
+
+def offset_decay(
+    store: Snapshot, site: str | None = None, reach: int = REACH
+) -> dict[str, Float64[np.ndarray, "layer head"]]:
+    """Fit a power law to the mass of every head at the offsets −1 … −`reach`: mass ≈ c · distance^decay.
+
+    - `decay`: slope of the line through ln mass over ln distance; −1: twice as far away, half the mass. NaN with fewer
+      than three offsets.
+    - `decay_fit`: share of the variance of ln mass that the line explains (R²), 0 … 1.
+
+    Least squares, in which each offset has the weight 1 / distance, so that each doubling of the distance counts alike.
+    Offsets without mass, or with fewer than `DECAY_ROWS` rows, are left out.
+
+    Raises
+    ------
+    ConfigError
+        The site joins two texts.
+    """
+    profile = offset_profiles(store, site, reach)
+    mass, rows = (profile[name].to_numpy()[..., :reach][..., ::-1] for name in ("mass", "rows"))
+    distance = np.arange(1, reach + 1)
+    counted = (np.nan_to_num(mass) > 0) & (rows[:, None] >= DECAY_ROWS)
+    weight = counted / distance
+    x, y = np.log(distance), np.log(np.where(counted, mass, 1.0))
+    total = np.where(counted.sum(axis=-1) >= 3, weight.sum(axis=-1), np.nan)
+    x_mean, y_mean = (weight * x).sum(axis=-1) / total, (weight * y).sum(axis=-1) / total
+    x_left, y_left = x - x_mean[..., None], y - y_mean[..., None]
+    xx, xy, yy = ((weight * product).sum(axis=-1) for product in (x_left**2, x_left * y_left, y_left**2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {"decay": xy / xx, "decay_fit": np.where(yy > 0, xy**2 / (xx * yy), np.nan)}
 
 
 def token_pairs(
@@ -97,8 +130,10 @@ def token_pairs(
     for block in iter_blocks(store, site_spec, corpus):
         query, key = _codes(block, names)
         plan = block.plan
-        pair_code = query[plan.query][plan.row] << 32 | key[plan.key]
-        weights = block.rows(layer_index).weights[head]
+        rows = block.rows(layer_index)
+        seen = rows.plan.seen
+        pair_code = (query[plan.query][plan.row] << 32 | key[plan.key])[seen]
+        weights = rows.weights[head][seen]
         total += float(weights.sum())
         code, code_index = np.unique(np.concatenate([code, pair_code]), return_inverse=True)
         weight = np.bincount(code_index, np.concatenate([weight, weights]))

@@ -168,9 +168,9 @@ def published_table(
     done = 0
     for block in iter_blocks(store, site_spec, corpus):
         for layer in range(site_spec.n_layers):
-            rows = block.rows(layer)
+            rows, masked_block = block.rows(layer), block.of_mask(site_spec.masks[layer])
             layer_mean = np.zeros((site_spec.n_heads, FIRST * FIRST)) if mean is None else mean[layer]
-            for column, (top, bottom) in definition.sums(rows, block, layer_mean).items():
+            for column, (top, bottom) in definition.sums(rows, masked_block, layer_mean).items():
                 bottom = np.broadcast_to(bottom, top.shape)
                 if definition.average == "examples":
                     top = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)

@@ -97,7 +97,7 @@ def voita(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
     weights = np.where(special[plan.key], 0.0, rows.weights)
     rows_without_end = Rows(plan, weights)
     query_special = (block.query.special & (block.query.position > 0))[plan.query]
-    counts = ~query_special & (plan.sum_rows((~special[plan.key]).astype(np.float64)[None])[0] > 0)
+    counts = ~query_special & plan.rows_that_see(np.flatnonzero(~special[plan.key]))
     n = plan.count(counts).astype(np.float64)
     pair = rows_without_end.strongest()  # [head, row]
     result = {"confidence": (plan.sum_examples(rows_without_end.maximum() * counts), n)}
@@ -121,7 +121,7 @@ def finish_voita(means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _after_copies(block: Block) -> tuple[np.ndarray, np.ndarray]:
     """Return the pairs whose key follows an earlier copy of the query, and a mask of the rows with a copy.
 
-    The key may be the query itself.
+    The key may be the query itself. The mask of the layer may hide the copy or the key.
     """
     if not block.plan.one_text:
         return np.zeros(0, np.int64), np.zeros(len(block.plan.length), bool)
@@ -133,8 +133,8 @@ def _after_copies(block: Block) -> tuple[np.ndarray, np.ndarray]:
 
 def olsson(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
     """Sums of Olsson et al. 2022: prefix matching."""
-    pairs, copied = _after_copies(block)
-    n = rows.plan.count(copied).astype(np.float64)
+    pairs, _ = _after_copies(block)
+    n = rows.plan.count(rows.plan.rows_that_see(pairs)).astype(np.float64)
     return {"prefix_matching": (rows.plan.sum_examples(rows.mass(pairs)), n)}
 
 

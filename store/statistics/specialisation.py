@@ -13,14 +13,17 @@ import pandas as pd
 from jaxtyping import Float
 
 from ..errors import NotFoundError
-from ..patterns import Pattern
-from ..patterns.matching_rows import MatchingRows
-from ..patterns.segment_matcher import segment_matcher, site_vocabulary
 from ..reading.snapshot import Snapshot
 from ..schema.capture_statistics import STATISTICS, Statistic
+from ..schema.flat_rows import Rows
 from ..schema.traces import Site
+from .blocks import iter_blocks
 from .definitions import Average, aggregate
-from .measurement import corpus_means, read_cached_array, statistic_rows, write_cached_array
+from .measurement import StatisticValues, corpus_means, read_cached_array, write_cached_array
+from .profiles import offset_decay
+
+CORPUS_STATISTICS = ("decay", "decay_fit")
+"""Numbers of a head over a whole corpus, without a value for each example."""
 
 
 def statistics_table(
@@ -32,7 +35,8 @@ def statistics_table(
 ) -> pd.DataFrame:
     """Return a table of corpus means: one row for each head, columns layer, head and `names` (default: all stored).
 
-    Statistics that the store does not hold are computed from its attention (`measurement.py`).
+    Statistics that the store does not hold are computed from its attention (`measurement.py`). `CORPUS_STATISTICS` are
+    those of the whole corpus; an average over examples does not exist.
 
     Raises
     ------
@@ -45,9 +49,12 @@ def statistics_table(
     statistic_names = list(names) or list(store.statistic_names(site_spec.name))
     if not statistic_names:
         store.statistics(site_spec.name)  # raises an error that says what the job must keep
-    means = corpus_means(store, statistic_names, site_spec.name, average, on_progress)
+    of_examples = [name for name in statistic_names if name not in CORPUS_STATISTICS]
+    means = corpus_means(store, of_examples, site_spec.name, average, on_progress)
+    if len(of_examples) < len(statistic_names):
+        means |= offset_decay(store, site_spec.name)
     columns = site_spec.head_columns()
-    columns |= {name: mean.ravel() for name, mean in means.items()}
+    columns |= {name: means[name].ravel() for name in statistic_names}
     return pd.DataFrame(columns)
 
 
@@ -104,20 +111,40 @@ def uniform_baseline(
 def _uniform_baseline(
     store: Snapshot, site: Site, statistic: Statistic, average: Average
 ) -> Float[np.ndarray, "layer"]:
-    assert statistic.pattern is not None
-    pattern, vocabulary = Pattern.parse(statistic.pattern), site_vocabulary(store, site)
-    masks = list(dict.fromkeys(site.masks))
-    segment_sums = []
-    for segment in store.segments:
-        uniform = np.zeros((len(masks), segment.n_examples))
-        matcher = segment_matcher(segment, site, pattern, vocabulary)
-        for matches in matcher:
-            matching_rows = MatchingRows(matches, matcher, site, segment)
-            for sums, mask in zip(uniform, masks, strict=True):
-                np.add.at(sums, matching_rows.example, matching_rows.uniform(mask))
-        segment_sums.append(uniform)
-    rows = statistic_rows(store, site, statistic.name)
-    total = np.concatenate([np.zeros((len(masks), 0)), *segment_sums], axis=1)
-    mean = np.divide(total, rows, out=np.full(total.shape, np.nan), where=rows > 0)
-    by_mask = aggregate(mean[None], rows, average)[0]
-    return np.array([by_mask[masks.index(mask)] for mask in site.masks])
+    uniform = uniform_values(store, site, [statistic])[statistic.name]
+    return aggregate(uniform.values, uniform.rows, average)[:, 0]
+
+
+def uniform_values(store: Snapshot, site: Site, statistics: Sequence[Statistic]) -> dict[str, StatisticValues]:
+    """Compute statistics of a head with uniform attention over the keys that each row sees, by name.
+
+    The values have one head. Only tokens and masks are read. Without sinks, attention is uniform over the other keys.
+    """
+    by_name = {statistic.name: statistic for statistic in statistics}
+    sums = {name: [np.zeros((site.n_layers, 0))] for name in by_name}
+    counts = {name: [np.zeros((site.n_layers, 0), np.int64)] for name in by_name}
+    layer_of = {mask: np.array([mask == other for other in site.masks]) for mask in dict.fromkeys(site.masks)}
+    for block in iter_blocks(store, site):
+        block_shape = site.n_layers, block.plan.n_examples
+        block_sums, block_counts = ({name: np.zeros(block_shape) for name in by_name} for _ in range(2))
+        for mask, in_layer in layer_of.items():
+            masked = block.of_mask(mask)
+            plan = masked.plan
+            weights = np.divide(1.0, plan.n_visible(), out=np.zeros(len(plan.length)), where=plan.n_visible() > 0)
+            flat = np.where(plan.visible, weights[plan.row], 0.0) if plan.visible is not None else weights[plan.row]
+            rows = Rows(plan, flat[None])
+            for name, statistic in by_name.items():
+                pairs = statistic.find(masked) if statistic.find else None
+                counted = statistic.counted(plan, pairs)
+                prepared = rows.without_sinks() if statistic.sink_free else rows
+                block_sums[name][in_layer] = statistic.example_sums(prepared, pairs, counted)[0]
+                block_counts[name][in_layer] = plan.count(counted)
+        for name in by_name:
+            sums[name].append(block_sums[name])
+            counts[name].append(block_counts[name].astype(np.int64))
+    result = {}
+    for name in by_name:
+        total, rows = np.concatenate(sums[name], axis=1), np.concatenate(counts[name], axis=1)
+        values = np.divide(total, rows, out=np.full(total.shape, np.nan), where=rows > 0)
+        result[name] = StatisticValues(values[:, None].astype(np.float32), rows)
+    return result

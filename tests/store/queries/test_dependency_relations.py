@@ -90,7 +90,7 @@ def test_the_atlas_equals_the_slow_loop(tmp_path, merge, subtypes, causal):
     options = {"causal": True, "name": "decoder"} if causal else {}
     store, examples = write_trees(tmp_path / "store", segments, random_maps(rng, causal), many_pieces, **options)
     n_right, offset_right, chance = slow_atlas(examples, merge, subtypes)
-    table = relation_atlas(store, merge=merge, subtypes=subtypes).table(every_head=True)
+    table = store.relations(merge=merge, subtypes=subtypes).table(every_head=True)
     assert len(table) == len(n_right)
     for row in table.itertuples():
         expected, n = n_right[row.relation, row.layer, row.head, row.direction]

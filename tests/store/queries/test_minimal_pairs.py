@@ -175,7 +175,17 @@ def test_the_command(pair_store):
     output = json.loads(run("--json", "--examples", "2"))
     assert output["contrast"] | {"first": "he", "second": "she", "pairs": 12, "refused": {}} == output["contrast"]
     assert (output["heads"][0]["layer"], output["heads"][0]["head"], len(output["heads"])) == (0, 1, 6)
-    assert len(output["pairs"]) == 2
+    assert (output["head"], len(output["pairs"])) == ("0.1", 12)  # every pair, whatever --examples is
+    of_other = json.loads(run("--json", "--head", "1.0"))
+    assert of_other["head"] == "1.0"
+    result = store.contrast(PATTERN)
+    assert [row["difference"] for row in of_other["pairs"]] == [row[3] for row in result.driving_pairs(1, 0, None)]
+    assert sum(row["difference"] for row in of_other["pairs"]) / 12 == pytest.approx(
+        float(result.heads["difference"][1, 0])
+    )
+    assert store.contrast(between=("she", "he")).heads.equals(store.contrast().heads)
+    with pytest.raises(NotFoundError, match=r"no head 7\.0"):
+        result.driving_pairs(7, 0)
     table = run("--top", "2", "--between", "she", "he")
     assert "12 pairs, mass in he minus mass in she" in table
     assert "Pairs with the largest differences of head 0.1" in table

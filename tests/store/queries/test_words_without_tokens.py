@@ -13,11 +13,11 @@ from treebank_store import tree_table, write_trees
 from typer.testing import CliRunner
 
 from headatlas.store.commands.relations import app
+from headatlas.store.comparisons import example_alignment
+from headatlas.store.comparisons.head_similarity import similar
 from headatlas.store.errors import NotFoundError
 from headatlas.store.patterns.token_fields import Texts, TokenFields
-from headatlas.store.queries import example_alignment
 from headatlas.store.queries.dependency_relations import relation_atlas
-from headatlas.store.queries.head_similarity import similar
 from headatlas.store.queries.minimal_pairs import minimal_pairs
 from headatlas.store.queries.pattern_search import search
 from headatlas.store.schema.token_table import TokenFlag

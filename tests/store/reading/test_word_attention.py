@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from traced_corpus import make_site, make_store
 
+from headatlas.store.codecs.pairs import unpack_pairs
 from headatlas.store.errors import ConfigError
+from headatlas.store.reading.block_weights import closest_rows, closest_weights
 from headatlas.store.reading.word_attention import merge_example, plan_segment, segment_word_attention
 from headatlas.store.schema.traces import Keep
 
@@ -74,6 +76,28 @@ def test_edges_are_preferred_to_bytes(tmp_path, kind):
                 largest["edges"] = max(largest["edges"], np.abs(words - exact).max(initial=0))
                 largest["bytes"] = max(largest["bytes"], np.abs(coarse - exact).max(initial=0))
     assert largest["edges"] < 1e-3 < largest["bytes"]
+
+
+@pytest.mark.parametrize("kind", ["full", "window", "cross"])
+@pytest.mark.parametrize(
+    ("attention", "query_key", "edges"),
+    [("sqrt8", None, 3), ("sqrt8", "float32", 3), (None, "float16", 2), ("float32", None, None), ("top_k:2", None, 2)],
+)
+def test_some_rows_are_those_of_the_whole_example(tmp_path, kind, attention, query_key, edges):
+    site = make_site("cross", query_sequence="target") if kind == "cross" else make_site()
+    if kind == "window":
+        site = make_site("decoder", causal=True, window=(None, 3))
+    keep = Keep(attention=attention, query_key=query_key, edges=edges)
+    traced = make_store(tmp_path / "store", (site,), keep, lengths=((7, 1, 0, 6), (4, 8)))
+    for segment, example in ((traced.store.segments[0], 3), (traced.store.segments[1], 1)):
+        examples = range(example, example + 1)
+        row_start = plan_segment(segment, site, examples).row_start
+        for layer, rows, heads in ((0, [0, 2, 5], [0, 1, 2]), (1, [4], [2])):
+            weights = closest_weights(segment, site, layer, examples, row_start)[heads]
+            n_keys = int(np.diff(segment.token_offset(site.key_sequence))[example])
+            maps = unpack_pairs(weights, len(row_start), n_keys, causal=site.causal)
+            part = closest_rows(segment, site, layer, np.array(heads), example, np.array(rows))
+            np.testing.assert_allclose(part, maps[:, rows], atol=1e-7)
 
 
 def test_two_pieces_sum_average_and_first_differ(tmp_path):

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from traced_corpus import make_site, make_store
 from treebank_store import tree_table, write_trees
 from typer.testing import CliRunner
 
+from headatlas.store import open_store
 from headatlas.store.commands.similar import app
-from headatlas.store.errors import ConfigError, NotFoundError
-from headatlas.store.queries import head_similarity as module
-from headatlas.store.queries.head_similarity import similar
+from headatlas.store.comparisons import head_similarity as module
+from headatlas.store.comparisons.head_similarity import similar
+from headatlas.store.errors import ConfigError, CorruptSegmentError, NotFoundError
 from headatlas.store.schema.traces import Keep
 
 TREES = [[(-1, "root"), *[(0, "dep")] * (n - 1)] for n in (3, 1, 4, 5, 2, 3)]
@@ -106,7 +109,7 @@ def slow(first, second, merge, sink_free=False):
 
 @pytest.mark.parametrize("merge", ["mean", "first"])
 def test_distances_equal_the_slow_loop(stores, merge, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK_CELLS", 30)  # several blocks in each segment
+    monkeypatch.setattr(module, "_TASK_CELLS", 200)  # several blocks in each segment
     (a, examples_a), (b, examples_b) = stores
     for store, other, examples in ((a, None, examples_a), (a, b, examples_b), (b, a, examples_a)):
         result = similar(store, other, merge=merge)
@@ -154,6 +157,75 @@ def test_a_sample_is_the_same_for_the_same_seed(stores):
     assert sample.example.tolist() == again.example.tolist() != other.example.tolist()
     np.testing.assert_array_equal(sample.distance, again.distance)
     assert sample.table()["low"].isna().all()  # too few examples for an interval
+
+
+@pytest.fixture(scope="module")
+def long_store(tmp_path_factory):
+    """Twelve examples of 30 to 52 words. Rows differ between words: a sample of words has an error."""
+    rng = np.random.default_rng(7)
+
+    def attention_of(tokens):
+        n = len(tokens)
+        scores = rng.normal(size=(2, 3, n, n)) * rng.choice([0.3, 4.0], (2, 3, n, 1))
+        return np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+
+    trees = [[(-1, "root"), *[(0, "dep")] * (n - 1)] for n in range(30, 54, 2)]
+    path = tmp_path_factory.mktemp("long") / "store"
+    return write_trees(path, [trees[:5], trees[5:]], attention_of, n_layers=2, n_heads=3)[0]
+
+
+def test_a_sample_of_words_is_within_its_stated_error(long_store):
+    exact = similar(long_store, n_words=None)
+    assert (exact.rows, exact.n_words, exact.largest_error) == (492, 492, 0.0)
+    pairs = np.triu_indices(6, 1)
+    inside, differences = [], []
+    for seed in range(10):
+        sample = similar(long_store, n_words=100, seed=seed)
+        assert 94 <= sample.rows <= 106
+        difference = (sample.distance - exact.distance).to_numpy().reshape(6, 6)[pairs]
+        error = sample.error.to_numpy().reshape(6, 6)[pairs]
+        inside.append(np.abs(difference) <= error)
+        differences.append(difference)
+    assert 0.85 <= np.mean(inside) <= 0.99  # 95 % is stated; the error itself is estimated from 12 differences
+    assert abs(np.mean(differences)) < 0.01  # without bias
+    table = sample.table()
+    assert (table["error"] > 0).all()
+    every = similar(long_store, n_words=492)
+    np.testing.assert_array_equal(every.distance, exact.distance)
+
+
+def test_one_head_is_compared_with_all_and_nothing_else_is_read(long_store, tmp_path, stores):
+    every, one = similar(long_store, n_words=80), similar(long_store, head=(1, 2), n_words=80)
+    assert one.example_distance.shape == (1, 6, 12)
+    np.testing.assert_allclose(one.distance[0, 0], every.distance[1, 2], atol=1e-6)
+    columns = ["layer", "head", "other_layer", "other_head"]
+    assert one.table()[columns].to_numpy().tolist() == every.table((1, 2))[columns].to_numpy().tolist()
+    assert one.median == pytest.approx(np.median(np.delete(every.distance[1, 2].to_numpy().ravel(), 5)), abs=1e-6)
+    with pytest.raises(NotFoundError, match=r"1\.1 was not compared, only 1\.2"):
+        one.table((1, 1))
+    # Of another store only the named head is read: damage of a head beside it is not noticed.
+    (a, _), (b, _) = stores
+    damaged = Path(shutil.copytree(b.path, tmp_path / "damaged"))
+    for shard in damaged.glob("segments/*/decoder/attention/c/**/*"):
+        if shard.is_file():
+            content = bytearray(shard.read_bytes())
+            content[2] ^= 0xFF  # in the chunk of head 0.0
+            shard.write_bytes(content)
+    expected = similar(b, a, head=(2, 1))
+    np.testing.assert_array_equal(similar(open_store(damaged), a, head=(2, 1)).distance, expected.distance)
+    with pytest.raises(CorruptSegmentError):
+        similar(open_store(damaged), a)
+
+
+def test_a_comparison_can_be_stopped_and_says_so(long_store):
+    progress = []
+    result = similar(
+        long_store, n_words=None, threads=1, stop=lambda: len(progress) >= 3, on_progress=lambda *n: progress.append(n)
+    )
+    assert progress == [(30, 492), (62, 492), (96, 492)]
+    assert not result.is_complete
+    assert result.example.tolist() == [0, 1, 2]
+    assert similar(long_store, n_words=None, n_examples=12).is_complete
 
 
 def test_examples_that_do_not_align_are_left_out_and_counted(tmp_path, stores):
@@ -216,4 +288,4 @@ def test_the_command_and_the_method_agree(stores):
     table = run(a.path, "--head", "1.2", "--top", "2")
     assert "1.2" in table
     assert "18 words in 6 of 6 examples" in table
-    assert run(a.path, "--csv").splitlines()[0] == "layer,head,other_layer,other_head,distance,low,high"
+    assert run(a.path, "--csv").splitlines()[0] == "layer,head,other_layer,other_head,distance,low,high,error"

@@ -1,0 +1,1 @@
+"""Questions that compare: similar heads, two patterns, groups of examples, correlations, two stores."""

@@ -1,0 +1,289 @@
+"""Comparisons of searches, head by head: two patterns, groups of examples, and a number of the examples.
+
+- `versus`: the mass of a pattern minus that of another, paired by example. Only examples in which both match take part.
+- `split_by`: the mass in each group of examples that share a label, with a test between the groups.
+- `correlate`: Spearman's rank correlation of an example's mass with a number.
+
+`unit` groups examples that are not independent: a number for each example of the store.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Bool, Float64, Int64
+
+from ..errors import ConfigError, NotFoundError
+from ..queries.pattern_search import SearchResult
+from ..schema.token_table import Column
+from .example_tests import groups_differ, interval, q_values, rank_correlation, two_sided, unit_codes
+
+MAX_GROUPS = 12
+_HEADS = ("layer", "head")
+
+
+@dataclass(frozen=True)
+class Versus:
+    """The mass of a pattern compared with that of another pattern."""
+
+    search: SearchResult
+    other: SearchResult
+    example: Int64[np.ndarray, "example"]
+    """Numbers of the examples in which both patterns match."""
+    difference: Float64[np.ndarray, "layer head example"] = field(repr=False)
+    """Mass of the pattern minus that of the other, of each example."""
+    heads: xr.Dataset
+    """`mass`, `mass_versus` (means over these examples, each with the same weight), `difference`, `low`, `high` (95 %),
+    `p_value` (two-sided, paired), `q_value`; dims (layer, head)."""
+
+    def table(self) -> pd.DataFrame:
+        """Return one row for each head, the largest absolute difference first."""
+        table, _ = _table(self.heads, "difference")
+        return table.assign(versus=str(self.other.pattern), examples=len(self.example))
+
+    def extreme_examples(self, layer: int, head: int, n: int | None = None) -> list[tuple[int, float]]:
+        """Return the examples with the largest differences in the direction of the head's mean, and the differences."""
+        values = self.difference[self.search.site.layer_index(layer), head]
+        order = np.argsort(-values * (np.sign(values.mean()) or 1.0) if len(values) else values, kind="stable")[:n]
+        return list(zip(self.example[order].tolist(), values[order].tolist(), strict=True))
+
+
+def versus(
+    result: SearchResult, others: Sequence[SearchResult], unit: Int64[np.ndarray, "example"] | None = None
+) -> list[Versus]:
+    """Compare the mass of a search with that of others over the same examples, paired by example.
+
+    `q_value` is the false-discovery rate over all heads and all patterns of the call. With fewer than five examples or
+    units in which both match there is no interval and no test.
+
+    Raises
+    ------
+    ConfigError
+        The searches are over different stores or sites.
+    """
+    comparisons = []
+    for other in others:
+        if other.store is not result.store or other.site.name != result.site.name:
+            raise ConfigError("the searches have different stores or sites; expected two patterns over one site")
+        numbers, own, theirs = np.intersect1d(
+            result.example_mass["example"], other.example_mass["example"], assume_unique=True, return_indices=True
+        )
+        mass, other_mass = (
+            searched.example_mass.to_numpy()[:, :, index].astype(np.float64)
+            for searched, index in ((result, own), (other, theirs))
+        )
+        difference, codes = mass - other_mass, _codes(result, unit, numbers)
+        low, high = interval(difference, np.ones(len(numbers)), codes)
+        columns = {
+            "mass": _mean(mass),
+            "mass_versus": _mean(other_mass),
+            "difference": _mean(difference),
+            "low": low,
+            "high": high,
+            "p_value": two_sided(difference, codes),
+        }
+        comparisons.append((other, numbers.astype(np.int64), difference, columns))
+    q = q_values(np.stack([columns["p_value"] for *_, columns in comparisons])) if comparisons else []
+    return [
+        Versus(result, other, numbers, difference, _dataset(columns | {"q_value": q_value}, result))
+        for (other, numbers, difference, columns), q_value in zip(comparisons, q, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The mass of a pattern in groups of examples."""
+
+    search: SearchResult
+    column: str
+    labels: tuple[str, ...]
+    """Labels of the groups, the most frequent first."""
+    examples: tuple[int, ...]
+    """Number of examples with a match in each group."""
+    rows: tuple[int, ...]
+    left_out: int
+    """Number of examples with a match that have no label, or one of a group that is not compared."""
+    groups: xr.Dataset
+    """`mass` (over rows), `low`, `high`; dims (group, layer, head), coordinate `group` of labels."""
+    heads: xr.Dataset
+    """`spread` (largest mass of a group minus the smallest), `p_value` (all groups equal), `q_value`; dims
+    (layer, head)."""
+
+    def table(self) -> pd.DataFrame:
+        """Return one row for each head, the largest spread first; `mass_LABEL`, `low_LABEL`, `high_LABEL` of groups."""
+        table, order = _table(self.heads, "spread")
+        for index, label in enumerate(self.labels):
+            for name in ("mass", "low", "high"):
+                table[f"{name}_{label}"] = self.groups[name].to_numpy()[index].ravel()[order]
+        return table
+
+
+def split_by(
+    result: SearchResult,
+    column: str,
+    labels: Sequence[str] | None = None,
+    unit: Int64[np.ndarray, "example"] | None = None,
+) -> Split:
+    """Compare the mass of a search between the groups of examples that an annotation of examples makes.
+
+    Parameters
+    ----------
+    labels
+        Groups to compare. The default are all, at most `MAX_GROUPS`, the most frequent first.
+
+    Raises
+    ------
+    NotFoundError
+        The examples have no such annotation, or no example with a match has one of the labels.
+    ConfigError
+        There are fewer than two groups.
+    """
+    numbers = result.example_mass["example"].to_numpy()
+    values = [None if value in (None, "") else str(value) for value in _values(result, column, numbers)]
+    counts = Counter(value for value in values if value is not None)
+    chosen = list(labels) if labels else [label for label, _ in counts.most_common(MAX_GROUPS)]
+    for label in chosen:
+        if label not in counts:
+            raise NotFoundError(
+                f"no example with a match has {column} {label!r}; there are {', '.join(map(repr, counts)) or 'none'}"
+            )
+    if len(set(chosen)) < 2:
+        raise ConfigError(
+            f"{column} has {len(set(chosen))} different values in the examples with a match; expected two or more groups"
+        )
+    group = np.array([chosen.index(value) if value in chosen else -1 for value in values], np.int64)
+    in_group = group >= 0
+    rows = result.example_mass["rows"].to_numpy()
+    sums = result.example_mass.to_numpy().astype(np.float64) * rows
+    codes = _codes(result, unit, numbers)
+    parts = []
+    for number in range(len(chosen)):
+        index = np.flatnonzero(group == number)
+        own_codes = unit_codes(codes[index], len(index))
+        low, high = interval(sums[:, :, index], rows[index], own_codes)
+        parts.append({"mass": sums[:, :, index].sum(axis=2) / rows[index].sum(), "low": low, "high": high})
+    groups = xr.Dataset(
+        {name: (("group", *_HEADS), np.stack([part[name] for part in parts])) for name in ("mass", "low", "high")},
+        {"group": chosen, "layer": result.heads["layer"], "head": result.heads["head"]},
+    )
+    p_value = groups_differ(
+        sums[:, :, in_group], rows[in_group], group[in_group], unit_codes(codes[in_group], int(in_group.sum()))
+    )
+    mass = groups["mass"].to_numpy()
+    columns = {"spread": mass.max(axis=0) - mass.min(axis=0), "p_value": p_value, "q_value": q_values(p_value)}
+    return Split(
+        result,
+        column,
+        tuple(chosen),
+        tuple(int((group == number).sum()) for number in range(len(chosen))),
+        tuple(int(rows[group == number].sum()) for number in range(len(chosen))),
+        int((~in_group).sum()),
+        groups,
+        _dataset(columns, result),
+    )
+
+
+@dataclass(frozen=True)
+class Correlated:
+    """Correlation of the mass of a pattern with a number of the examples."""
+
+    search: SearchResult
+    column: str
+    example: Int64[np.ndarray, "example"]
+    """Numbers of the examples with a match and a number."""
+    value: Float64[np.ndarray, "example"]
+    n_units: int
+    left_out: int
+    """Number of examples with a match but without a number."""
+    heads: xr.Dataset
+    """`rho`, `low`, `high` (95 %), `p_value` (two-sided), `q_value`; dims (layer, head)."""
+
+    def table(self) -> pd.DataFrame:
+        """Return one row for each head, the largest absolute correlation first."""
+        table, _ = _table(self.heads, "rho")
+        return table.assign(examples=len(self.example), units=self.n_units)
+
+    def scatter(self, layer: int, head: int) -> pd.DataFrame:
+        """Return the number and the mass of a head on each example: columns example, value and mass."""
+        index = np.searchsorted(self.search.example_mass["example"], self.example)
+        mass = self.search.example_mass.to_numpy()[self.search.site.layer_index(layer), head, index]
+        return pd.DataFrame({"example": self.example, "value": self.value, "mass": mass.astype(np.float64)})
+
+
+def correlate(result: SearchResult, column: str, unit: Int64[np.ndarray, "example"] | None = None) -> Correlated:
+    """Correlate the mass of every head on an example with a numeric annotation of examples: Spearman's ρ.
+
+    Raises
+    ------
+    NotFoundError
+        The examples have no such annotation.
+    ConfigError
+        It is not a number, or equal in all examples with a match.
+    """
+    numbers = result.example_mass["example"].to_numpy()
+    values = _values(result, column, numbers)
+    if any(isinstance(value, str) for value in values):
+        raise ConfigError(f"{column} is text; expected numbers. Compare groups with --split {column}.")
+    number = np.array([np.nan if value is None else value for value in values], np.float64)
+    has_number: Bool[np.ndarray, "example"] = np.isfinite(number)
+    if len(np.unique(number[has_number])) < 2:
+        raise ConfigError(f"{column} has the same value in all examples with a match; expected different numbers")
+    rows = result.example_mass["rows"].to_numpy()[has_number]
+    sums = result.example_mass.to_numpy()[:, :, has_number].astype(np.float64) * rows
+    codes = unit_codes(_codes(result, unit, numbers)[has_number], len(rows))
+    correlation = rank_correlation(sums, rows, number[has_number], codes)
+    columns = {name: getattr(correlation, name) for name in ("rho", "low", "high", "p_value")}
+    return Correlated(
+        result,
+        column,
+        numbers[has_number],
+        number[has_number],
+        correlation.n_units,
+        int((~has_number).sum()),
+        _dataset(columns | {"q_value": q_values(correlation.p_value)}, result),
+    )
+
+
+def _values(result: SearchResult, column: str, numbers: Int64[np.ndarray, "example"]) -> list[str | int | float | None]:
+    """Return an annotation of some examples; None where it is missing."""
+    columns = result.store.example_columns()
+    if column not in columns:
+        raise NotFoundError(
+            f"{result.store.location}: examples have no annotation {column!r}; this store has "
+            f"{', '.join(columns) or 'none'}. Name a column of examples."
+        )
+    values: Column = columns[column]
+    position = np.searchsorted(result.store.example_numbers(), numbers)
+    taken = values.take(position)
+    missing = values.missing
+    return [None if value is None or value == missing or value != value else value for value in taken.to_list()]
+
+
+def _codes(
+    result: SearchResult, unit: Int64[np.ndarray, "any"] | None, numbers: Int64[np.ndarray, "example"]
+) -> Int64[np.ndarray, "example"]:
+    """Return the unit of each of some examples; `unit` has one for each example of the store."""
+    if unit is None:
+        return unit_codes(None, len(numbers))
+    return unit_codes(unit[np.searchsorted(result.store.example_numbers(), numbers)], len(numbers))
+
+
+def _mean(values: Float64[np.ndarray, "layer head example"]) -> Float64[np.ndarray, "layer head"]:
+    return values.mean(axis=2) if values.shape[2] else np.full(values.shape[:2], np.nan)
+
+
+def _dataset(columns: dict[str, np.ndarray], result: SearchResult) -> xr.Dataset:
+    coords = {name: result.heads[name] for name in _HEADS}
+    return xr.Dataset({name: (_HEADS, values) for name, values in columns.items()}, coords)
+
+
+def _table(heads: xr.Dataset, by: str) -> tuple[pd.DataFrame, Int64[np.ndarray, "head"]]:
+    """Return one row for each head, the largest absolute value first, and the number of each row's head."""
+    table = heads.to_dataframe(dim_order=list(_HEADS)).reset_index()
+    order = np.argsort(-np.abs(np.nan_to_num(table[by].to_numpy())), kind="stable")
+    return table.take(order.tolist()).reset_index(drop=True), order
