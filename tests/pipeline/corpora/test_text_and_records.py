@@ -92,7 +92,9 @@ def test_packed_files_and_cut_ones(tmp_path: Path):
 
 
 @given(st.binary(max_size=200))
-def test_every_line_that_is_not_blank_is_one_example_or_one_fault(tmp_path_factory: pytest.TempPathFactory, content: bytes):
+def test_every_line_that_is_not_blank_is_one_example_or_one_fault(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+):
     path = write(tmp_path_factory.mktemp("lines"), content)
     items = list(read_corpus(TextCorpus(path=path)))
     lines = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").split("\n")
