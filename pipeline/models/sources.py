@@ -79,7 +79,7 @@ class LoadedModel:
     images: ImageReader | None = None
     """Image reader of a vision model, which has no tokenizer."""
     notes: tuple[str, ...] = ()
-    """What is different from the model as it was saved, in sentences."""
+    """Differences from the model as it was saved, in sentences."""
 
 
 def resolve_model(
