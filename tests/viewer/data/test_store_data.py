@@ -21,7 +21,6 @@ from headatlas.viewer.state.reader_state import SAMPLES, ViewState
 
 from ..conftest import SITE
 
-
 SEARCHED = {"encoder/attention", "encoder/edge_key", "encoder/edge_weight"}
 
 
@@ -81,7 +80,7 @@ def test_a_search_reads_the_segments_within_its_limit_and_names_the_rest(store):
 
 def test_a_search_is_refused_if_no_segment_is_within_its_limit(store):
     data = DataSource(store, limits=SearchLimits(n_bytes=traces_bytes(store, SEARCHED)[0] - 1))
-    with pytest.raises(BudgetError, match="of the first segment; at most .* --search-gib"):
+    with pytest.raises(BudgetError, match=r"of the first segment; at most .* --search-gib"):
         data.search("key.position == query.position", "")
     session = Session(data, "page=search&pattern=key.position == query.position")
     assert "higher --search-gib" in session.pages["search"].state_card.frame["lines"][0]
