@@ -115,7 +115,7 @@ class JobDone:
     n_bytes: int
     seconds: float
     left_out: tuple[Omission, ...] = ()
-    """What the corpus or the model holds and the store does not."""
+    """Omissions: data that the corpus or the model holds and the store does not."""
     n_missing: int = 0
 
 
@@ -132,7 +132,7 @@ class JobReport:
     n_bytes: int
     seconds: float
     left_out: list[dict[str, Any]]
-    """What the corpus or the model holds and the store does not (`headatlas.store.schema.omissions`)."""
+    """Omissions: data that the corpus or the model holds and the store does not."""
 
 
 Event = (

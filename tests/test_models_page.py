@@ -8,7 +8,8 @@ import pytest
 
 from tools.architectures import ARCHITECTURES, EAGER, EITHER, SERVED
 from tools.model_rows import Companions, EagerRow, RefusedRow, ServedRow, measure
-from tools.models_page import cells, difference, page, read_cells
+from tools.models_page import TOKENIZERS, cells, difference, page, read_cells, tokenizer_table
+from tools.slow_tokenizers import BUILDERS, measure_tokenizer
 
 ALONE = Companions(1e-7, None)
 ROW = ServedRow("bert", "BertModel", "encoder, full: 2 × 4", "–", "kernel", 1e-7, 2e-7, ALONE, 3e-8, {"mask": 0.5})
@@ -22,9 +23,16 @@ def written(repository) -> dict[str, list[str]]:
 def test_every_architecture_is_there_once_and_no_other(repository, written) -> None:
     assert sorted(written) == sorted(ARCHITECTURES)
     text = (repository / "docs/models.md").read_text(encoding="utf-8")
-    assert sum(line.startswith("| ") for line in text.splitlines()) == len(ARCHITECTURES) + 6  # heads and rules
+    models, _, tokenizers = text.partition(TOKENIZERS)
+    assert sum(line.startswith("| ") for line in models.splitlines()) == len(ARCHITECTURES) + 6  # heads and rules
+    assert tokenizers.count("\n| `") == len(BUILDERS)
     assert len(SERVED) >= 30
     assert len(EAGER) >= 8
+
+
+def test_the_rows_of_tokenizers_are_current(repository) -> None:
+    text = (repository / "docs/models.md").read_text(encoding="utf-8")
+    assert text.endswith(tokenizer_table([measure_tokenizer(build) for build in BUILDERS.values()]))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -438,6 +438,17 @@ REFUSED: dict[str, Architecture] = {
     "squeezebert": Architecture("SqueezeBert", {**SMALL, "embedding_size": 32}),
     "fnet": Architecture("FNet", SMALL),
     "mamba": Architecture("Mamba", {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2}),
+    "canine": Architecture(
+        "Canine",
+        {
+            **{name: value for name, value in SMALL.items() if name != "vocab_size"},
+            "num_hash_functions": 4,
+            "num_hash_buckets": 64,
+            "local_transformer_stride": 8,
+            "downsampling_rate": 2,
+            "upsampling_kernel_size": 2,
+        },
+    ),
 }
 """Architectures that are refused with a message, because neither way gives one map for each head."""
 

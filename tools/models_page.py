@@ -19,6 +19,7 @@ from headatlas.pipeline.reduce import kernel
 
 from .architectures import ARCHITECTURES, EITHER
 from .model_rows import EagerRow, RefusedRow, ServedRow, measure
+from .slow_tokenizers import BUILDERS, TokenizerRow, measure_tokenizer
 
 BOUND = 1e-5
 EQUAL_LENGTHS = "in batches of equal lengths"
@@ -99,6 +100,17 @@ REFUSED_INTRODUCTION = """
 Neither way gives one map of weights for each head and layer. The job stops with this message before it writes anything.
 
 """
+TOKENIZERS = "## Tokenizers without a fast version"
+TOKENIZER_HEAD = ("tokenizer", "tokens", "with certain characters")
+TOKENIZERS_INTRODUCTION = f"""
+{TOKENIZERS}
+
+Their tokens are aligned with the text, because these classes do not say which characters a token covers. A token whose
+characters are not certain is kept without them and counted as an omission. The table counts the tokens of six texts with
+accents, several scripts, unknown characters and spaces. A model of one of these tokenizers is captured if the tables
+above say so: the tokens of CANINE have their characters, and its model is refused.
+
+"""
 
 
 def cells(row: Row) -> list[str]:
@@ -129,7 +141,7 @@ def _checks(row: ServedRow | EagerRow) -> list[str]:
     return [batched, f"{row.baselines:.1e}"]
 
 
-def page(rows: Sequence[Row]) -> str:
+def page(rows: Sequence[Row], tokenizers: Sequence[TokenizerRow] = ()) -> str:
     """Return the text of the page."""
     served, eager, refused = (
         [cells(row) for row in rows if isinstance(row, kind)] for kind in (ServedRow, EagerRow, RefusedRow)
@@ -143,12 +155,19 @@ def page(rows: Sequence[Row]) -> str:
     middle = EAGER_INTRODUCTION.format(n_eager=len(eager))
     tail = REFUSED_INTRODUCTION.format(n_refused=len(refused))
     tables = _table(SERVED_HEAD, served), _table(EAGER_HEAD, eager), _table(REFUSED_HEAD, refused)
-    return head + tables[0] + middle + tables[1] + tail + tables[2]
+    return head + tables[0] + middle + tables[1] + tail + tables[2] + tokenizer_table(tokenizers)
+
+
+def tokenizer_table(rows: Sequence[TokenizerRow]) -> str:
+    """Return the section of the page about tokenizers without a fast version."""
+    lines = [[f"`{row.name}`", str(row.n_tokens), str(row.n_with_characters)] for row in rows]
+    return TOKENIZERS_INTRODUCTION + _table(TOKENIZER_HEAD, lines)
 
 
 def read_cells(text: str) -> dict[str, list[str]]:
     """Read the table rows of a page, by architecture."""
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    lines = text.partition(TOKENIZERS)[0].splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     return {row[0]: row for row in rows if row[0] not in (SERVED_HEAD[0], "---")}
 
 
@@ -199,7 +218,8 @@ def main() -> None:
         remedy = "Run `make models` and commit the result." if arguments.check else "Nothing was written."
         sys.exit("\n".join([*problems, remedy]))
     if not arguments.check:
-        arguments.page.write_text(page(rows), encoding="utf-8")
+        tokenizers = [measure_tokenizer(build) for build in BUILDERS.values()]
+        arguments.page.write_text(page(rows, tokenizers), encoding="utf-8")
     served = [row for row in rows if isinstance(row, ServedRow)]
     eager = [row for row in rows if isinstance(row, EagerRow)]
     worst = max(max(row.stored, row.rebuilt, row.baselines, row.companions.batched) for row in served)

@@ -7,6 +7,7 @@ values become Python objects in batches that take little memory.
 from __future__ import annotations
 
 import json
+import mmap
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from headatlas.store.errors import BudgetError, ConfigError
 
 from .corpus_files import CorpusFile
 from .fields import Rows
+from .parquet_pages import DamagedPageError, read_pages
 from .records import MAX_RECORD_BYTES, TOO_LONG, Quarantined
 
 _BATCH_ROWS = 1024
@@ -212,32 +214,44 @@ MAX_EXPANSION = 200
 
 
 def _check_groups(path: Path, metadata: Any, leaves: Collection[str]) -> tuple[set[str], set[str]]:
-    """Compare the size that row groups expand to with their bytes in the file.
+    """Compare the size that row groups expand to with their bytes in the file, by the headers of their pages.
 
     Returns
     -------
     The columns of texts, and those of them in a delta encoding.
     """
     texts, delta = set[str](), set[str]()
-    for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
-        stored = expanded = 0
-        for column in (group.column(i) for i in range(group.num_columns)):
-            if column.path_in_schema not in leaves:
-                continue
-            stored += column.total_compressed_size
-            # lists and runs of equal numbers take few bytes in a page and eight for each value in memory
-            n_in_memory = 8 * column.num_values if "." in column.path_in_schema else 0
-            expanded += max(column.total_uncompressed_size, n_in_memory)
-            if column.physical_type == "BYTE_ARRAY":
-                texts.add(column.path_in_schema)
-                if not {"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}.isdisjoint(column.encodings):
-                    delta.add(column.path_in_schema)
-        if expanded > MAX_GROUP_BYTES and expanded > MAX_EXPANSION * stored:
-            raise BudgetError(
-                f"corpus.path {str(path)!r}: a row group of {stored} bytes expands to {expanded}; expected at most "
-                f"{MAX_EXPANSION} times its size. If you trust the file, write it again with smaller row groups."
-            )
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
+                stored = expanded = 0
+                for column in (group.column(i) for i in range(group.num_columns)):
+                    name = column.path_in_schema
+                    if name not in leaves:
+                        continue
+                    pages = read_pages(data, _first_page(column), column.total_compressed_size)
+                    stored += pages.stored_bytes
+                    # lists and runs of equal numbers take few bytes in a page and eight for each value in memory
+                    expanded += max(pages.expanded_bytes, 8 * pages.n_values if "." in name else 0)
+                    if column.physical_type == "BYTE_ARRAY":
+                        texts.add(name)
+                        if pages.has_delta_texts:
+                            delta.add(name)
+                if expanded > MAX_GROUP_BYTES and expanded > MAX_EXPANSION * stored:
+                    raise BudgetError(
+                        f"corpus.path {str(path)!r}: a row group of {stored} bytes expands to {expanded}; expected at "
+                        f"most {MAX_EXPANSION} times its size. If you trust the file, write it again with smaller row "
+                        "groups."
+                    )
+        except DamagedPageError as error:
+            raise ConfigError(f"corpus.path {str(path)!r} is damaged: {error}. Copy or write the file again") from None
     return texts, delta
+
+
+def _first_page(column: Any) -> int:
+    """Return the position of the first page of a column, where the decoder begins."""
+    start, dictionary = column.data_page_offset, column.dictionary_page_offset
+    return dictionary if column.has_dictionary_page and dictionary and 0 < dictionary < start else start
 
 
 def _iter_records(batch: Any) -> Iterator[dict[str, Any] | str]:

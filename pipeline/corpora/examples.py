@@ -53,7 +53,7 @@ class CorpusExample:
     word_columns: dict[str, WordColumn] = field(default_factory=dict)
     columns: dict[str, str | int | float | None] = field(default_factory=dict)
     left_out: tuple[Omission, ...] = ()
-    """What the record holds and the example does not."""
+    """Omissions: data that the record holds and the example does not."""
     image: Path | None = None
     """Image file to read instead of the text; None in text corpora."""
     messages: tuple[Message, ...] = ()

@@ -1,4 +1,4 @@
-"""What corpus readers yield, record ids and annotation names: the part that all corpus readers share.
+"""Records that corpus readers yield, record ids and annotation names: the part that all corpus readers share.
 
 A reader never stops at a bad record. It yields a `Quarantined` with the line and the reason, and continues. Every
 record of a file becomes one example or one `Quarantined`. An unreadable file raises `ConfigError`.
@@ -54,7 +54,7 @@ Record = CorpusExample | Quarantined | Omission | Renaming
 
 
 class LeftOut:
-    """What one record holds and its example does not: the names of the values by their kind and the reason."""
+    """Values that one record holds and its example does not: their names by kind and reason."""
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, str], list[str]] = {}

@@ -69,7 +69,7 @@ class Job:
     skipped: dict[int, str]
     n_quarantined: int
     left_out: Omissions
-    """What the corpus or the model holds and no segment can hold; skipped examples are in `skipped`."""
+    """Omissions of the corpus and of the model. Skipped examples are in `skipped`."""
     encoding_notes: tuple[str, ...]
     """Ways in which texts became tokens that a reader does not expect."""
     segments: tuple[SegmentSpec, ...]

@@ -88,7 +88,7 @@ class LoadedModel:
     images: ImageReader | None = None
     """Image reader of a vision model, which has no tokenizer."""
     notes: tuple[str, ...] = ()
-    """What is different from the model as it was saved, in sentences."""
+    """Differences from the model as it was saved, in sentences."""
     generator: PreTrainedModel | None = None
     """The language model that `model` is a part of, if it was loaded too. Both share their weights."""
 

@@ -56,7 +56,7 @@ class Corpus:
     """Number of all unreadable records."""
     description: dict[str, Any]
     left_out: tuple[Omission, ...] = ()
-    """What the records of `examples` hold and the examples do not, and the unreadable records by reason."""
+    """Omissions: data that the records of `examples` hold and the examples do not, and unreadable records by reason."""
     renamed: Renamed = field(default_factory=Renamed)
     """Columns and ids that have other names in the store."""
 

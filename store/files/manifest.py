@@ -156,7 +156,7 @@ class Manifest(_Frozen):
 
     @property
     def left_out(self) -> Omissions:
-        """What the corpora or the model hold and the store does not, without the examples that were skipped."""
+        """Omissions of the corpora and of the model, without the examples that were skipped."""
         return Omissions(row for part in self._newest_parts for row in part.left_out)
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ class Example:
 
     @property
     def left_out(self) -> tuple[Omission, ...]:
-        """What the input and the model hold and the example does not, if `headatlas.pipeline.trace` made it.
+        """Omissions of the input and of the model, if `headatlas.pipeline.trace` made it.
 
         Empty for examples of a store: `headatlas info` lists the omissions of all of them together.
         """

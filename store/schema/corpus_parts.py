@@ -23,7 +23,7 @@ class CorpusPart(BaseModel):
     """Description of the corpus, as in the provenance."""
     created: str = ""
     left_out: tuple[Omission, ...] = ()
-    """What the corpus or the model holds and the store does not, counted over this corpus from its beginning."""
+    """Omissions of the corpus and of the model, counted over this corpus from its beginning."""
     n_repeated: int = Field(default=0, ge=0, lt=2**53)
     """Number of records of the corpus that the store held already."""
     renamed: dict[str, str] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a corpus or a model holds and a store does not: counted, with the reason and the first names.
+"""Omissions: data that a corpus or a model holds and a store does not, counted, with the reason and the first names.
 
 Every part of a job that leaves something out adds it to `Omissions`. The provenance of a store lists the sums under
 ``left_out``.

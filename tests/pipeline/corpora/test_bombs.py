@@ -75,6 +75,45 @@ def plain(path: Path) -> None:
     write_parquet(path, pa.array(["a" * (15 * MIB)] * 40), use_dictionary=False, row_group_size=40)
 
 
+def varint(number: int, n_bytes: int = 0) -> bytes:
+    """Return a signed number in Thrift's compact protocol, filled up to `n_bytes`."""
+    number, parts = 2 * number, []
+    while number > 127 or len(parts) + 1 < n_bytes:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
+
+
+def lie(path: Path, old: bytes, new: bytes) -> None:
+    """Replace bytes of the footer."""
+    data = path.read_bytes()
+    body = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    assert old in data[body:]
+    path.write_bytes(data[:body] + data[body:].replace(old, new))
+
+
+def lying_plain(path: Path) -> None:
+    """A footer that states 40 bytes for a page that expands to a gigabyte."""
+    texts = pa.array(["a" * (15 * MIB)] * 75)
+    write_parquet(path, texts, use_dictionary=False, row_group_size=75, data_page_size=2000 * MIB)
+    number = varint(pq.ParquetFile(path).metadata.row_group(0).column(1).total_uncompressed_size)
+    lie(path, number, varint(40, len(number)))
+
+
+def lying_list(path: Path) -> None:
+    """A footer that states 40 values of a list that has 60 million."""
+    lists = pa.ListArray.from_arrays([0, 60_000_000], pa.array([1] * 60_000_000, pa.int8()))
+    pq.write_table(pa.table({"id": ["a"], "text": lists}), path, compression="zstd")
+    lie(path, varint(60_000_000), varint(40, 4))
+
+
+def lying_encoding(path: Path) -> None:
+    """A footer that states plain encoding for texts in delta encoding."""
+    delta(path)
+    encodings = bytes([0x25, 6, 14])  # a list of two: RLE and DELTA_BYTE_ARRAY
+    lie(path, encodings if encodings in path.read_bytes() else encodings[:1] + encodings[:0:-1], bytes([0x25, 0, 6]))
+
+
 def nested(path: Path) -> None:
     lists = pa.ListArray.from_arrays([0, 60_000_000], pa.array([1] * 60_000_000, pa.int8()))
     pq.write_table(pa.table({"id": ["a"], "label": lists}), path, compression="zstd")
@@ -132,6 +171,9 @@ CASES: dict[str, tuple[str, Callable[[Path], None], dict[str, str], str]] = {
     "plain pages": ("b.parquet", plain, {"kind": "parquet"}, "expands to"),
     "long list": ("b.parquet", nested, {"column": "label"}, "expands to"),
     "list of long texts": ("b.parquet", nested_texts, {"column": "label"}, "longer than 16777216 bytes"),
+    "lying size": ("b.parquet", lying_plain, {"kind": "parquet"}, "expands to"),
+    "lying number of values": ("b.parquet", lying_list, {"column": "text"}, "expands to"),
+    "lying encoding": ("b.parquet", lying_encoding, {"kind": "parquet"}, "BudgetError"),
     "text of Arrow": ("b.arrow", arrow_texts, {"kind": "arrow"}, "BudgetError"),
     "list of Arrow": ("b.arrow", arrow_list, {"kind": "arrow"}, "has no example (1 records could not be read; the first: longer"),
     "packed dictionary of Arrow": ("b.arrow", packed_dictionary, {"kind": "arrow"}, "its dictionaries expand to"),

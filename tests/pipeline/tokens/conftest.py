@@ -6,9 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SIGNS = "0123456789.,;'!-"
-WORDS = ["the", "nurse", "clock", "pilot", "museum", "repair"]
+from tools.slow_tokenizers import LETTERS, SIGNS, WORDPIECES, WORDS
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
@@ -22,18 +20,7 @@ def _wrap(backend: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
 
 def wordpiece() -> PreTrainedTokenizerFast:
     """Build a tokenizer like BERT's: lower case, accents stripped, [CLS] and [SEP] around one text or two."""
-    tokens = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        *LETTERS,
-        *SIGNS,
-        *(f"##{letter}" for letter in LETTERS),
-        *WORDS,
-        "##ed",
-    ]
-    backend = Tokenizer(models.WordPiece(vocab={token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    backend = Tokenizer(models.WordPiece(vocab={token: i for i, token in enumerate(WORDPIECES)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.post_processor = processors.TemplateProcessing(

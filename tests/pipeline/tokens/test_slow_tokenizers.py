@@ -17,20 +17,11 @@ from headatlas.pipeline.tokens.tokenizer import Skipped, encode
 from headatlas.pipeline.tokens.words_left_out import UNCERTAIN
 from headatlas.store import open_store
 from headatlas.store.schema.token_table import TokenFlag
+from tools.slow_tokenizers import BUILDERS, TEXTS
 from tools.tiny_models import build_model
 
 from .conftest import wordpiece
-from .slow_tokenizers import BUILDERS
 from .test_tokenizer import NASTY
-
-TEXTS = [
-    "the nurse repairs the clock",
-    "The Nurse's caf\u00e9, na\u00efve!",
-    "the \u0436 nurse \u0449\u0449 \u044e\u044e clock.",
-    "MKTAYIAKQR",
-    "\u65e5\u672c the museum \U0001f600 e\u0301t",
-    "one  two\tthree ",
-]
 
 
 @pytest.fixture(scope="module")

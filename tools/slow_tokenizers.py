@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from .conftest import LETTERS, SIGNS, WORDS, wordpiece
+from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample
+from headatlas.pipeline.tokens.tokenizer import encode
+from headatlas.store.schema.token_table import MISSING, TokenFlag
 
-BYTES_OF_WORDS = [*LETTERS, *SIGNS, *(f"{letter}</w>" for letter in LETTERS)]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SIGNS = "0123456789.,;'!-"
+WORDS = ["the", "nurse", "clock", "pilot", "museum", "repair"]
+WORDPIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *SIGNS, *(f"##{c}" for c in LETTERS), *WORDS, "##ed"]
+TEXTS = (
+    "the nurse repairs the clock",
+    "The Nurse's caf\u00e9, na\u00efve!",
+    "the \u0436 nurse \u0449\u0449 \u044e\u044e clock.",
+    "MKTAYIAKQR",
+    "\u65e5\u672c the museum \U0001f600 e\u0301t",
+    "one  two\tthree ",
+)
+"""Texts with accents, other scripts, unknown characters and spaces."""
 
 
 def esm(folder: Path) -> Any:
+    """Build the tokenizer of ESM-2."""
     names = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
     path = folder / "vocab.txt"
     path.write_text("\n".join(names), encoding="utf-8")
@@ -22,16 +39,16 @@ def esm(folder: Path) -> Any:
 
 
 def bert(folder: Path) -> Any:
-    """Build the tokenizer of `wordpiece` in Python."""
+    """Build the Python tokenizer of BERT."""
     from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-    vocabulary = wordpiece().get_vocab()
     path = folder / "vocab.txt"
-    path.write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)), encoding="utf-8")
+    path.write_text("\n".join(WORDPIECES), encoding="utf-8")
     return BertTokenizerLegacy(path)
 
 
 def prophetnet(folder: Path) -> Any:
+    """Build the tokenizer of ProphetNet."""
     path = folder / "prophetnet.tokenizer"
     names = ["[PAD]", "[UNK]", "[SEP]", "[MASK]", "[X_SEP]", *LETTERS, *SIGNS, *(f"##{letter}" for letter in LETTERS)]
     path.write_text("\n".join([*names, *WORDS]), encoding="utf-8")
@@ -48,6 +65,7 @@ def _merges(suffix: str, count: str = "") -> str:
 
 
 def ctrl(folder: Path) -> Any:
+    """Build the tokenizer of CTRL."""
     names = ["<unk>", *(f"{c}@@" for c in LETTERS), *LETTERS, *SIGNS, *WORDS, *(f"{word}@@" for word in WORDS)]
     (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + _merges("</w>"), encoding="utf-8")
@@ -55,6 +73,7 @@ def ctrl(folder: Path) -> Any:
 
 
 def bertweet(folder: Path) -> Any:
+    """Build the tokenizer of BERTweet."""
     names = [*(f"{c}@@" for c in LETTERS), *LETTERS, *SIGNS, *WORDS]
     (folder / "vocab.txt").write_text("".join(f"{name} 1\n" for name in names), encoding="utf-8")
     (folder / "bpe.codes").write_text(_merges("</w>", " 1"), encoding="utf-8")
@@ -62,11 +81,13 @@ def bertweet(folder: Path) -> Any:
 
 
 def phobert(folder: Path) -> Any:
+    """Build the tokenizer of PhoBERT."""
     bertweet(folder)
     return transformers.PhobertTokenizer(str(folder / "vocab.txt"), str(folder / "bpe.codes"))
 
 
 def blenderbot_small(folder: Path) -> Any:
+    """Build the tokenizer of Blenderbot Small."""
     names = ["__null__", "__start__", "__end__", "__unk__", *(f"{c}@@" for c in LETTERS), *LETTERS, *SIGNS, *WORDS]
     (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + _merges("</w>"), encoding="utf-8")
@@ -74,24 +95,29 @@ def blenderbot_small(folder: Path) -> Any:
 
 
 def wav2vec(folder: Path) -> Any:
+    """Build the tokenizer of Wav2Vec2."""
     names = ["<pad>", "<s>", "</s>", "<unk>", "|", *LETTERS, "'"]
     (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}), encoding="utf-8")
     return transformers.Wav2Vec2CTCTokenizer(folder / "vocab.json")
 
 
 def canine(folder: Path) -> Any:
+    """Build the tokenizer of CANINE."""
     return transformers.CanineTokenizer()
 
 
 def byt5(folder: Path) -> Any:
+    """Build the tokenizer of ByT5."""
     return transformers.ByT5Tokenizer(extra_ids=0)
 
 
 def perceiver(folder: Path) -> Any:
+    """Build the tokenizer of Perceiver."""
     return transformers.PerceiverTokenizer()
 
 
 def bert_japanese(folder: Path) -> Any:
+    """Build the tokenizer of BERT for Japanese."""
     names = [
         "[PAD]",
         "[UNK]",
@@ -127,3 +153,29 @@ BUILDERS: dict[str, Callable[[Path], Any]] = {
         bert_japanese,
     )
 }
+
+
+@dataclass(frozen=True)
+class TokenizerRow:
+    """Tokens of `TEXTS` by a tokenizer without a fast version."""
+
+    name: str
+    n_tokens: int
+    """Number of tokens that are not special."""
+    n_with_characters: int
+    """Number of those whose characters in the text are certain."""
+
+
+def measure_tokenizer(build: Callable[[Path], Any]) -> TokenizerRow:
+    """Encode `TEXTS` and count the tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = build(Path(folder))
+        results = encode([CorpusExample(str(i), text) for i, text in enumerate(TEXTS)], tokenizer, max_tokens=4096)
+    starts = [
+        start
+        for result in results
+        if isinstance(result, EncodedExample)
+        for start, is_special in zip(result.source.char_start, result.source.flags & TokenFlag.SPECIAL, strict=True)
+        if not is_special
+    ]
+    return TokenizerRow(type(tokenizer).__name__, len(starts), sum(int(start) != MISSING for start in starts))
