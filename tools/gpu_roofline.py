@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from headatlas.pipeline.config import KeepConfig
-from headatlas.pipeline.resources.device_memory import batch_results
 from headatlas.pipeline.resources.job_projection import expected_bytes
-from headatlas.pipeline.tokens.batch_plan import BatchPlan, SegmentSpec
+from headatlas.pipeline.tokens.batch_plan import SegmentSpec
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, Site, SiteName, TraceSpec, segment_layout
 
@@ -154,14 +153,12 @@ def bound(shape: Shape, keep: Keep, gpu: Gpu) -> Bound:
     model_bytes = shape.n_weights * _ELEMENT_BYTES + activations
     bare_s = max(model_flops / gpu.matrix_flops, model_bytes / gpu.hbm_bytes)
     vectors = BATCH_TOKENS * shape.d_head * (shape.n_heads + shape.n_kv_heads) * shape.n_layers * _ELEMENT_BYTES
+    results = sum(layout.raw_bytes for layout in segment_layout(spec, lengths).values())
     if is_served_by_kernel(keep):
-        batch = BatchPlan(tuple(range(shape.n_texts)), BATCH_TOKENS, BATCH_TOKENS)
-        results, _ = batch_results(spec, batch, lengths)
         reduction_flops, reduction_bytes = 2 * score_flops, 2.0 * vectors + 2.0 * results
         needs_scores = keep.attention is not None or keep.edges or keep.statistics or keep.query_key is not None
         instructions = shape.n_scores / 1024 * shape.instructions if needs_scores else 0.0
     else:
-        results = sum(layout.raw_bytes for layout in segment_layout(spec, lengths).values())
         reduction_flops, reduction_bytes = score_flops, 4.0 * _SCORE_PASSES * shape.n_scores + 2.0 * results
         instructions = 0.0
     capture_s = max(

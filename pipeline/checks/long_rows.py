@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from headatlas.store.codecs.attention_layout import band_array
 from headatlas.store.codecs.companding import decode_attention, encode_attention
 from headatlas.store.codecs.pairs import first_key, pair_rows
 from headatlas.store.schema.layer_masks import LayerMask
@@ -23,7 +24,7 @@ from headatlas.store.schema.traces import Site, TraceSpec
 
 from ..calls.attention_hook import AttentionCall, capturing
 from ..calls.mask_rules import visible_keys
-from ..calls.segment_buffers import SegmentBuffers, SiteArrays, SitePlacement
+from ..calls.segment_buffers import SegmentBuffers, SitePlacement
 from ..capture.collector import TraceCollector
 from ..capture.kernel_agreement import MOST_CODES_OFF, TOLERANCES
 from ..capture.sites import CallSequence, ModelSites, run_model, uniform_call
@@ -73,10 +74,10 @@ def check_long_rows(
         raise
     if batch.failures:  # the job skips the example, with the reason
         return None
+    stored = buffers.arrays
     for call, rows in zip(chosen.calls, receiver.rows, strict=True):
-        site = chosen.site(call.site)
-        placement, arrays = batch.placements[call.site], buffers.sites[call.site]
-        difference = _compare_rows(rows, spec, site, call.layer, placement, arrays)
+        site, placement = chosen.site(call.site), batch.placements[call.site]
+        difference = _compare_rows(rows, spec, site, call.layer, placement, stored)
         if difference:
             return f"{call.site} layer {site.layers[call.layer]}, {placement.n_keys[0]} tokens: {difference}"
     return None
@@ -190,39 +191,44 @@ def compute_rows(call: AttentionCall, window: int | None, placement: SitePlaceme
 
 
 def _compare_rows(
-    expected: ExactRows, spec: TraceSpec, site: Site, layer: int, placement: SitePlacement, arrays: SiteArrays
+    expected: ExactRows,
+    spec: TraceSpec,
+    site: Site,
+    layer: int,
+    placement: SitePlacement,
+    stored: Mapping[str, np.ndarray],
 ) -> str | None:
     """Compare the stored numbers of some rows. Edge keys may differ if their weights are equal."""
-    n_keys, band = placement.n_keys[0], arrays.band(site, layer)
+    n_keys, band, codec = placement.n_keys[0], site.band(layer), spec.attention_codec
     rows = expected.positions + placement.query_start[0]
-    if arrays.logsumexp is not None:
-        difference = _difference("logsumexp", arrays.logsumexp[layer][:, rows], expected.logsumexp)
+    logsumexp = stored.get(f"{site.name}/logsumexp")
+    if logsumexp is not None:
+        difference = _difference("logsumexp", logsumexp[layer][:, rows], expected.logsumexp)
         if difference:
             return difference
-    codes = arrays.attention_of(site, layer)
-    if codes is not None:
-        assert spec.keep.attention is not None, "pairs are stored"
+    if codec is not None and codec.selection is None:
+        codes = stored[f"{site.name}/{band_array(band)}"][site.bands[band].index(layer)]
         n_off = n_codes = 0
         for index, position in enumerate(expected.positions.tolist()):
             pairs = pair_rows(position, position + 1, n_keys, causal=site.causal, window=band)
             first, n = int(first_key(np.array([position]), window=band)[0]), pairs.stop - pairs.start
             weights = expected.weights[:, index, first : first + n].astype(np.float32)
             start = placement.pair_start[band][0] + pairs.start
-            stored = codes[:, start : start + n]
+            values = codes[:, start : start + n]
             if codes.dtype != np.uint8:
-                difference = _difference("attention", decode_attention(stored, spec.keep.attention), weights)
+                difference = _difference("attention", decode_attention(values, codec.name), weights)
                 if difference:
                     return f"row {position}: {difference}"
                 continue
-            steps = np.abs(stored.astype(np.int16) - encode_attention(weights, spec.keep.attention))
+            steps = np.abs(values.astype(np.int16) - encode_attention(weights, codec.name))
             if steps.max(initial=0) > 1:
                 return f"row {position}: a code of attention differs by {steps.max()}; rounding explains at most 1"
             n_off, n_codes = n_off + int(steps.sum()), n_codes + steps.size
         if n_off > MOST_CODES_OFF * n_codes:
             return f"{n_off} of {n_codes} codes of attention differ"
-    if arrays.edge_key is None or arrays.edge_weight is None:
+    if not spec.keep.edges:
         return None
-    key, weight = (array[layer][:, rows] for array in (arrays.edge_key, arrays.edge_weight))
+    key, weight = (stored[f"{site.name}/{name}"][layer][:, rows] for name in ("edge_key", "edge_weight"))
     strongest = -np.sort(-expected.weights, axis=-1)[..., : key.shape[-1]]
     n_edges = strongest.shape[-1]  # a short text has fewer keys
     difference = _difference("edge_weight", weight[..., :n_edges], strongest)

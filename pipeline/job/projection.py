@@ -15,7 +15,7 @@ from ..reduce.reduction import choose_reduction
 from ..reduce.torch_reduction import DEVICE_TILE_WEIGHTS, TILE_WEIGHTS
 from ..reduce.triton_reduction import TritonReduction
 from ..resources.job_projection import DeviceUse, FixedMemory, JobProjection, project
-from ..resources.machine import resident_bytes
+from ..resources.machine import resident_bytes, total_device_bytes
 from ..tokens.batch_plan import plan_batches
 from .prepared_job import Job, model_shape
 from .size_sample import measure_sample
@@ -34,7 +34,7 @@ def project_job(job: Job, timed: bool = True, n_sampled: int = 0) -> JobProjecti
     process_bytes = resident_bytes() - job.resident_model_bytes
     n_tokens = job.n_tokens
     check = min(CHECK_BYTES, 3 * _attention_bytes(job, n_tokens))
-    device = device_use(job)
+    device, device_bytes = device_use(job), total_device_bytes(job.loaded.model.device)
     tile_weights = TILE_WEIGHTS if device == "none" else DEVICE_TILE_WEIGHTS
     projection = project(
         job.spec,
@@ -45,6 +45,7 @@ def project_job(job: Job, timed: bool = True, n_sampled: int = 0) -> JobProjecti
         FixedMemory(process_bytes=process_bytes, tile_bytes=4 * tile_weights, check_bytes=check),
         seconds_per_token(job) if timed else None,
         device,
+        **({} if device_bytes is None else {"device_bytes": device_bytes}),
     )
     return measure_sample(job, projection, n_sampled) if n_sampled else projection
 

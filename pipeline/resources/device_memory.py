@@ -1,60 +1,41 @@
-"""Memory of a job on a GPU and of its copies in pinned memory of the host, from shapes alone.
+"""Memory of the segments of a job on a GPU, and of their copies in pinned memory of the host, from shapes alone.
 
-The Triton kernel leaves the results of each layer on the device. They are copied to pinned memory, and from there into
-the segment. PyTorch takes pinned memory in blocks whose sizes are powers of two.
+The traces of a batch gather in arrays on the device: those of the whole segment if they are small beside the memory,
+else those of one layer at a time. Two segments are in memory: one is computed, the other is written. PyTorch takes
+pinned memory in blocks whose sizes are powers of two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
-import numpy as np
-
-from headatlas.store.codecs.attention_layout import pair_offset
-from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
-from headatlas.store.schema.traces import Site, TraceSpec
-
-from ..tokens.batch_plan import BatchPlan, Lengths
+from headatlas.store.codecs.array_layout import ArrayLayout
 
 CONTEXT_BYTES = 768 << 20
 """Device memory of CUDA, its libraries and the workspaces of their matrix products."""
-PINNED_BATCHES = 2
-"""Batches whose results are in pinned memory: one is computed, the other is written into the segment."""
-_VECTOR_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}
+SEGMENT_SHARE = 8
+"""A segment lies on the device as a whole if it takes at most this part of the device's memory."""
+N_SEGMENTS = 2
+_LAYER_SETS = 2
+"""Layers whose arrays are on the device, if not all are: one is written, the other is copied."""
 
 
-def layer_results(spec: TraceSpec, site: Site, band: int | None, batch: BatchPlan, lengths: Lengths) -> Iterator[int]:
-    """Yield the bytes of each result of one layer of a batch: codes, edges, sums and padded vectors.
+def segment_on_device(layouts: Mapping[str, ArrayLayout], slot_bytes: int, device_bytes: int) -> int:
+    """Return the bytes of the arrays of one segment on a device with `device_bytes` of memory.
 
-    Each result is a tensor on the device and a block of pinned memory.
+    `slot_bytes` are those of the weights of a sparse codec, which are not in `layouts`.
     """
-    queries, keys = (
-        np.asarray(lengths[name], np.int64)[list(batch.examples)] for name in (site.query_sequence, site.key_sequence)
-    )
-    n_examples, n_rows = len(queries), int(queries.sum())
-    yield n_examples * site.n_heads  # True for examples whose numbers are finite
-    if spec.keep.attention is not None:
-        yield site.n_heads * int(pair_offset(site, queries, keys, band)[-1])
-    if spec.keep.edges:
-        yield from (site.n_heads * n_rows * spec.keep.edges * item for item in (4, 2))
-    if spec.keep.statistics:
-        yield len(STATISTIC_NAMES) * n_examples * site.n_heads * 4
-    if spec.keep.query_key is not None:
-        yield site.n_heads * n_rows * 4  # logsumexp
-        for n_heads, longest in ((site.n_heads, queries.max()), (site.n_kv_heads, keys.max())):
-            yield n_examples * 4
-            yield n_examples * n_heads * int(longest) * site.d_head * _VECTOR_BYTES[spec.keep.query_key]
+    whole = with_reserve(sum(layout.raw_bytes for layout in layouts.values()) + slot_bytes)
+    if whole <= device_bytes // SEGMENT_SHARE:
+        return whole
+    n_layers = max(layout.shape[0] for layout in layouts.values())
+    layer = sum(layout.raw_bytes // layout.shape[0] for layout in layouts.values()) + slot_bytes // n_layers
+    return _LAYER_SETS * with_reserve(layer)
 
 
-def batch_results(spec: TraceSpec, batch: BatchPlan, lengths: Lengths) -> tuple[int, int]:
-    """Return the bytes of all results of a batch on the device, and those of their copies in pinned memory."""
-    exact = pinned = 0
-    for site in spec.sites:
-        for band, layers in site.bands.items():
-            for n_bytes in layer_results(spec, site, band, batch, lengths):
-                exact += len(layers) * n_bytes
-                pinned += len(layers) * rounded_to_power_of_two(n_bytes)
-    return exact, pinned
+def with_reserve(n_bytes: int) -> int:
+    """Return the size of a buffer for so many bytes. It is an eighth larger, so that most later segments fit too."""
+    return n_bytes + n_bytes // 8
 
 
 def rounded_to_power_of_two(n_bytes: int) -> int:

@@ -20,7 +20,7 @@ from ..calls.attention_hook import OUTPUT_WEIGHTS
 from ..calls.lazy_mask import DENSE_PAIRS
 from ..progress import format_bytes, format_seconds
 from ..tokens.batch_plan import BatchLimits, BatchPlan, Lengths, SegmentSpec, plan_batches
-from .device_memory import CONTEXT_BYTES, PINNED_BATCHES, batch_results
+from .device_memory import CONTEXT_BYTES, N_SEGMENTS, rounded_to_power_of_two, segment_on_device, with_reserve
 from .machine import Machine
 
 FIRST_USE_BYTES = 96 << 20
@@ -101,7 +101,7 @@ class JobProjection:
         if machine.host_bytes is not None and self.peak_bytes > machine.host_bytes:
             causes = self.memory | {"pinned": self.pinned_bytes}
             settings = {"segments": "store.segment_bytes", "activations": "run.max_batch_tokens"}
-            settings |= {"pinned": "run.max_batch_tokens", "model": 'the precision (model.dtype = "bfloat16")'}
+            settings |= {"pinned": "store.segment_bytes", "model": 'the precision (model.dtype = "bfloat16")'}
             advice = settings[max(settings, key=lambda cause: causes.get(cause, 0))]
             sentences.append(
                 f"the host has {format_bytes(machine.host_bytes)} of memory for the job, which may need "
@@ -155,24 +155,31 @@ def project(
     fixed: FixedMemory,
     seconds_per_token: float | None = None,
     device: DeviceUse = "none",
+    device_bytes: int = 8 << 30,
 ) -> JobProjection:
     """Project bytes on disk, peak memory and time of a job from shapes alone.
 
-    With a `device`, model and activations are in its memory, and `fixed.tile_bytes` too.
+    With a `device`, model, activations, tiles and segments are in its memory, which has `device_bytes`, and the
+    segments of the host are pinned.
     """
     layouts: dict[str, int] = {}
     largest_segment = 0
     n_batches = n_padded = n_real = 0
-    largest_batch = largest_slots = largest_results = largest_pinned = 0
+    largest_batch = largest_slots = largest_on_device = 0
     expected_entries = max_entries = 0
     for segment in segments:
         lengths = {name: np.asarray(values[segment.examples], dtype=np.int64) for name, values in n_tokens.items()}
-        raw = 0
-        for path, layout in segment_layout(spec, lengths).items():
+        raw, slots, segment_layouts = 0, _slot_bytes(spec, lengths), segment_layout(spec, lengths)
+        for path, layout in segment_layouts.items():
             layouts[path] = layouts.get(path, 0) + layout.raw_bytes
             raw += layout.raw_bytes
         largest_segment = max(largest_segment, raw)
-        largest_slots = max(largest_slots, _slot_bytes(spec, lengths))
+        largest_slots = max(largest_slots, slots)
+        if device != "none":
+            in_slots = ("/attention", "/attention_key") if slots else ()
+            dense = {path: row for path, row in segment_layouts.items() if not path.endswith(in_slots)}
+            on_device = segment_on_device(dense, slots // N_SEGMENTS, device_bytes)
+            largest_on_device = max(largest_on_device, on_device)
         expected, maximum = _sparse_entries(spec, lengths)
         expected_entries, max_entries = expected_entries + expected, max_entries + maximum
         for batch in plan_batches(lengths, limits):
@@ -183,30 +190,31 @@ def project(
                 _activation_bytes(batch, model) + _mask_bytes(batch, spec, lengths) + _map_bytes(batch, spec, lengths)
             )
             largest_batch = max(largest_batch, batch_bytes)
-            if device == "kernel":
-                results, pinned = batch_results(spec, batch, lengths)
-                largest_results, largest_pinned = max(largest_results, results), max(largest_pinned, pinned)
     kept_fraction = expected_entries / max(1, max_entries)
     arrays = tuple(_project_array(spec, path, raw, kept_fraction) for path, raw in layouts.items())
-    on_device = {"model": model.weight_bytes, "activations": largest_batch, "tiles": 8 * fixed.tile_bytes}
+    of_model = {"model": model.weight_bytes, "activations": largest_batch, "tiles": 8 * fixed.tile_bytes}
+    segments_bytes = N_SEGMENTS * with_reserve(largest_segment)
     memory = {
         "process": fixed.process_bytes + FIRST_USE_BYTES,
-        # One segment is written while the next one is computed. Buffers are an eighth larger than needed.
-        "segments": 2 * largest_segment * 9 // 8,
+        "segments": segments_bytes,
         "writing": min(largest_segment, 256 << 20),
         "sparse rows": largest_slots,
         "self-check": fixed.check_bytes,
         "corpus": sum(int(np.sum(values)) for values in n_tokens.values()) * 400,
     }
     device_memory: dict[str, int] = {}
+    pinned_bytes = 0
     if device == "none":
-        memory |= on_device
+        memory |= of_model
     else:
+        pinned_bytes = N_SEGMENTS * rounded_to_power_of_two(with_reserve(largest_segment + largest_slots // N_SEGMENTS))
+        memory |= {"segments": 0, "sparse rows": 0}  # they are pinned
         # The weights are on the host until they are loaded, and segments afterwards.
-        memory["model"] = max(0, model.weight_bytes - memory["segments"])
-        device_memory = {"libraries": CONTEXT_BYTES, **on_device, "self-check": fixed.check_bytes}
-        if device == "kernel":  # copies may be slower than the model
-            device_memory |= {"results": largest_results, "tiles": 0}
+        memory["model"] = max(0, model.weight_bytes - pinned_bytes)
+        device_memory = {"libraries": CONTEXT_BYTES, **of_model, "self-check": fixed.check_bytes}
+        device_memory["segments"] = N_SEGMENTS * largest_on_device
+        if device == "kernel":
+            device_memory["tiles"] = 0
     return JobProjection(
         n_examples=len(next(iter(n_tokens.values()))),
         n_tokens={name: int(np.sum(values)) for name, values in n_tokens.items()},
@@ -216,7 +224,7 @@ def project(
         arrays=arrays,
         memory=memory,
         device_memory=device_memory,
-        pinned_bytes=PINNED_BATCHES * largest_pinned,
+        pinned_bytes=pinned_bytes,
         long_bytes=_long_bytes(spec, n_tokens, segments),
         time_s=None if seconds_per_token is None else seconds_per_token * n_real,
     )

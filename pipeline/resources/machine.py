@@ -42,6 +42,11 @@ def read_machine(device: torch.device, folder: Path) -> Machine:
     return Machine(str(device), name, device_bytes, _host_bytes(), shutil.disk_usage(existing).free)
 
 
+def total_device_bytes(device: torch.device) -> int | None:
+    """Return the memory of a GPU, used or not; None for other devices."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def resident_bytes() -> int:
     """Return the resident bytes of this process; on systems without ``/proc``, the peak so far."""
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from headatlas.store.schema.traces import Keep
 from tools.gpu_roofline import H100, KEEPS, SHAPES, bound, is_served_by_kernel, with_table
 
@@ -19,11 +17,11 @@ def test_sizes_are_those_of_the_arrays():
     llama = SHAPES[-1]
     codes = 2 * 32 * 32 * 4096 * 4097 // 2
     only_codes = Keep(attention="sqrt8", query_key=None, edges=None, statistics=False)
-    assert bound(llama, only_codes, H100).pcie_bytes == codes + 2 * 32 * 32  # and one flag a map
+    assert bound(llama, only_codes, H100).pcie_bytes == codes
     vectors = 2 * 4096 * 32 * (32 + 8) * 128 * 2
     logsumexp = 2 * 4096 * 32 * 32 * 4
     result = bound(llama, KEEPS["query, key"], H100)
-    assert result.pcie_bytes == pytest.approx(vectors + logsumexp, rel=1e-3)
+    assert result.pcie_bytes == vectors + logsumexp
     assert 2 * 7e9 * 8192 < result.flops < 1.3 * 2 * 8e9 * 8192
 
 

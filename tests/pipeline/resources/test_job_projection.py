@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.resources.device_memory import CONTEXT_BYTES, batch_results, rounded_to_power_of_two
+from headatlas.pipeline.resources.device_memory import CONTEXT_BYTES, rounded_to_power_of_two
 from headatlas.pipeline.resources.job_projection import (
     FIRST_USE_BYTES,
     DeviceUse,
@@ -18,7 +18,7 @@ from headatlas.pipeline.resources.job_projection import (
     project,
 )
 from headatlas.pipeline.resources.machine import Machine, describe_accelerator, read_machine, resident_bytes
-from headatlas.pipeline.tokens.batch_plan import BatchLimits, BatchPlan, plan_segments
+from headatlas.pipeline.tokens.batch_plan import BatchLimits, plan_segments
 from headatlas.store.schema.example_sizes import example_bytes
 from headatlas.store.schema.traces import Keep, Site, TraceSpec
 
@@ -105,52 +105,56 @@ H100 = Machine("cuda:0", "NVIDIA H100", 80 << 30, 256 << 30, 1 << 40)
 
 
 def llama_projection(
-    device: DeviceUse = "kernel", n_tokens=(4096,), max_tokens=16_384, seconds_per_token=None, **keep
+    device: DeviceUse = "kernel",
+    n_tokens=(4096,),
+    max_tokens=16_384,
+    seconds_per_token=None,
+    device_bytes=80 << 30,
+    **keep,
 ) -> JobProjection:
     spec = TraceSpec(sites=(LLAMA,), keep=Keep(**keep), statistics=("entropy",))
     counts = {"source": np.asarray(n_tokens)}
     segments = plan_segments(spec, counts, 1024, 256 << 20)
     limits = BatchLimits(max_tokens=max_tokens)
     fixed = FixedMemory(process_bytes=0, tile_bytes=64 << 20, check_bytes=0)
-    return project(spec, counts, segments, limits, LLAMA_SHAPE, fixed, seconds_per_token, device)
+    return project(spec, counts, segments, limits, LLAMA_SHAPE, fixed, seconds_per_token, device, device_bytes)
 
 
 def test_memory_of_a_gpu_is_planned_apart_from_that_of_the_host():
-    """Check the codes of one text of 4,096 tokens, 8.6 GB, on the device and rounded to powers of two in pinned memory."""
-    pairs = 4096 * 4097 // 2
+    """Check the codes of one text of 4,096 tokens, 8.6 GB: on the device, and rounded to a power of two on the host."""
+    codes = 32 * 32 * 4096 * 4097 // 2
     projection = llama_projection(edges=None, query_key=None, statistics=False)
-    codes, flags = 32 * 32 * pairs, 32 * 32
-    assert projection.device_memory["results"] == codes + flags
-    assert projection.pinned_bytes == 2 * (32 * 2**29 + flags)  # 268 MB a layer becomes 512 MiB
-    assert codes == 8_592_031_744
+    assert codes == projection.raw_bytes == 8_592_031_744
+    assert projection.device_memory["segments"] == 2 * (codes + codes // 8)  # an eighth of reserve, two segments
+    assert projection.pinned_bytes == 2 * 2**34  # 9.7 GB become 16 GiB
     assert projection.device_memory["model"] == LLAMA_SHAPE.weight_bytes
     assert projection.device_memory["libraries"] == CONTEXT_BYTES
     assert "activations" not in projection.memory
+    assert projection.memory["segments"] == 0
     assert projection.peak_bytes == sum(projection.memory.values()) + projection.pinned_bytes
     on_host = llama_projection("none", edges=None, query_key=None, statistics=False)
     assert (on_host.device_memory, on_host.pinned_bytes) == ({}, 0)
     assert on_host.memory["activations"] == projection.device_memory["activations"]
     by_torch = llama_projection("torch", edges=None, query_key=None, statistics=False)
-    assert by_torch.pinned_bytes == 0
     assert by_torch.device_memory["tiles"] == 8 * (64 << 20)
-
-
-def test_results_of_a_batch_are_those_of_the_kernel():
-    """Count each array of a padded batch with two bands, grouped keys and every kind of result."""
-    lengths = {"source": np.asarray([10, 20, 30])}
-    exact, pinned = batch_results(make_spec(edges=3), BatchPlan((0, 2), 40, 60), lengths)
-    shared = [2 * 4, 4 * 40 * 3 * 4, 4 * 40 * 3 * 2, 8 * 2 * 4 * 4, 4 * 40 * 4]  # flags, edges, sums, logsumexp
-    shared += [2 * 4, 2 * 4 * 30 * 8 * 2, 2 * 4, 2 * 2 * 30 * 8 * 2]  # largest numbers, queries and keys
-    codes = [4 * (55 + 465), 4 * sum(6 + 3 * (n - 3) for n in (10, 30))]
-    assert exact == 2 * sum(shared) + sum(codes)
-    assert pinned == 2 * sum(map(rounded_to_power_of_two, shared)) + sum(map(rounded_to_power_of_two, codes))
+    small_gpu = llama_projection(edges=None, query_key=None, statistics=False, device_bytes=24 << 30)
+    layer = codes // 32  # a segment that is large beside the memory is held layer by layer, two at a time
+    assert small_gpu.device_memory["segments"] == 2 * 2 * (layer + layer // 8)
     assert [rounded_to_power_of_two(n) for n in (1, 2, 3, 512, 513)] == [1, 2, 4, 512, 1024]
+
+
+def test_a_sparse_codec_has_slots_on_the_device():
+    sparse = llama_projection("torch", attention="top_k:16", query_key=None, edges=None, statistics=False)
+    slots = 32 * 32 * 4096 * 16 * (1 + 2)  # a code and a key
+    rows = 32 * 32 * 4096
+    assert slots + rows < sparse.device_memory["segments"] / 2 / 1.125 <= slots + 4 * rows  # count and dropped mass
 
 
 def test_what_exceeds_a_machine_is_said_with_advice():
     assert llama_projection().limits(H100) == ()
-    (device,) = llama_projection().limits(Machine("cuda:1", "RTX 4090", 24 << 30, 256 << 30, 1 << 40))
-    assert device.startswith("cuda:1 (RTX 4090) has 25.8 GB for the job, which may need ")
+    four_texts = llama_projection(n_tokens=(4096,) * 4, device_bytes=24 << 30)
+    (device,) = four_texts.limits(Machine("cuda:1", "RTX 4090", 18 << 30, 256 << 30, 1 << 40))
+    assert device.startswith("cuda:1 (RTX 4090) has 19.3 GB for the job, which may need ")
     assert device.endswith("lower run.max_batch_tokens to avoid that.")
     (device,) = llama_projection().limits(Machine("cuda:0", "T4", 15 << 30, 256 << 30, 1 << 40))
     assert "model.dtype" in device
