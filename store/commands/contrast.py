@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, read_pattern
+from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, Unit, read_pattern
 from .printing import first_rows, output_console, print_csv, print_table
 from .search import search_with_progress
 
@@ -42,6 +42,7 @@ def contrast(
     ] = 3,
     patterns: Patterns = None,
     site: SiteName = None,
+    unit: Unit = None,
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
@@ -56,9 +57,10 @@ def contrast(
     opened = open_store(store)
     pairs = measure.minimal_pairs(opened, pair, variant, between)
     if expression is None:
-        result = measure.attention_contrast(opened, pairs, site)
+        result = measure.attention_contrast(opened, pairs, site, unit=unit)
     else:
-        result = measure.contrast(search_with_progress(opened, read_pattern(expression, patterns), site, "auto"), pairs)
+        searched = search_with_progress(opened, read_pattern(expression, patterns), site, "auto")
+        result = measure.contrast(searched, pairs, unit=unit)
     ranked = result.table()
     heads = first_rows(ranked, top, all_rows=as_csv or as_json)
     if as_csv:
@@ -83,6 +85,9 @@ def _json(result: Contrast, heads: list[dict], best: tuple[int, int], n: int) ->
         "pairs": len(result.pair_index),
         "without_match": len(result.pairs.names) - len(result.pair_index),
         "refused": result.pairs.refused,
+        "unit": result.units.name,
+        "units": result.n_units,
+        "rounding": result.rounding,
     }
     return {"contrast": summary, "heads": heads, "pairs": driving}
 
@@ -104,7 +109,8 @@ def _print(result: Contrast, heads: object, best: tuple[int, int], n: int, store
             "q: false-discovery rate of a larger distance than that of the mean head."
         )
     console.print(
-        f"{len(result.pair_index):,} pairs, {explanation} Left out: {refused or 'none'}.",
+        f"{len(result.pair_index):,} pairs, {explanation} Left out: {refused or 'none'}. "
+        f"{result.units.describe(result.n_units)}",
         style="dim",
         markup=False,
         soft_wrap=True,

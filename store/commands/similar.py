@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import AsCsv, AsJson, MergeTokens, SiteName, StorePath, Top, head_of
+from .options import AsCsv, AsJson, MergeTokens, SiteName, StorePath, Top, Unit, head_of
 from .printing import TOP, first_rows, output_console, print_csv, print_table
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def similar(
     ] = False,
     top: Top = None,
     site: SiteName = None,
+    unit: Unit = None,
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
@@ -58,14 +59,14 @@ def similar(
     head_index = head_of(head) if head else None
     first, second = open_store(store), None if other is None else open_store(other)
     result = _compare_with_progress(first, second, site, merge, examples, sink_free)
-    table = result.table(head_index, top if top is not None or as_csv or as_json else TOP)
+    table = result.table(head_index, top if top is not None or as_csv or as_json else TOP, unit=unit)
     table = first_rows(table, top, all_rows=as_csv or as_json)
     if as_csv:
         print_csv(table, result.left_out)
     elif as_json:
-        print(render.to_json({"similar": _summary(result), "pairs": render.records(table)}))
+        print(render.to_json({"similar": _summary(result, unit), "pairs": render.records(table)}))
     else:
-        _print(result, table)
+        _print(result, table, unit)
 
 
 def _compare_with_progress(
@@ -96,7 +97,7 @@ def _compare_with_progress(
         )
 
 
-def _summary(result: SimilarHeads) -> dict[str, Any]:
+def _summary(result: SimilarHeads, unit: str | None) -> dict[str, Any]:
     from ..schema.omissions import Omissions
     from . import tables as render
 
@@ -112,10 +113,12 @@ def _summary(result: SimilarHeads) -> dict[str, Any]:
         "refused": result.refused,
         "left_out": Omissions(result.left_out).to_json(),
         "median": render.plain(result.median),
+        "unit": result.units(unit).name,
+        "units": result.n_units(unit),
     }
 
 
-def _print(result: SimilarHeads, pairs: pd.DataFrame) -> None:
+def _print(result: SimilarHeads, pairs: pd.DataFrame, unit: str | None) -> None:
     from . import tables as render
 
     console = output_console()
@@ -136,7 +139,7 @@ def _print(result: SimilarHeads, pairs: pd.DataFrame) -> None:
         f"Jensen-Shannon distance of word rows in bits (0 equal, 1 disjoint); median of all pairs "
         f"{render.number(result.median)}. {result.rows:,} words in {result.n_examples:,} of {result.n_shared:,} examples, "
         f"tokens merged by {result.merge}{', without first and special tokens' if result.sink_free else ''}."
-        f"{stores} Examples left out: {refused or 'none'}.",
+        f"{stores} Examples left out: {refused or 'none'}. {result.units(unit).describe(result.n_units(unit))}",
         style="dim",
         markup=False,
         soft_wrap=True,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,10 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..patterns.lexer import printable
-from ..schema.omissions import Omission, Omissions
+from ..schema.omissions import Omissions
 from .printing import size_text
 
 if TYPE_CHECKING:
+    from ..queries.dependency_relations import Dependents
     from ..queries.evidence import Evidence
     from ..queries.pattern_search import ExampleHit, SearchResult
     from ..schema.token_table import TokenTable
@@ -86,7 +87,7 @@ def hit_json(hit: ExampleHit) -> dict[str, Any]:
     }
 
 
-def relations_json(table: pd.DataFrame, left_out: Iterable[Omission]) -> dict[str, Any]:
+def relations_json(table: pd.DataFrame, dependents: Dependents) -> dict[str, Any]:
     """Build the output of `headatlas relations --json`."""
     rows = []
     for row in records(table):
@@ -95,7 +96,9 @@ def relations_json(table: pd.DataFrame, left_out: Iterable[Omission]) -> dict[st
     order = ["relation", "n", "layer", "head", "direction", "accuracy", "interval", "baseline", "offset_baseline"]
     return {
         "relations": [{name: row[name] for name in (*order, "offset")} for row in rows],
-        "left_out": Omissions(left_out).to_json(),
+        "left_out": Omissions(dependents.left_out).to_json(),
+        "unit": dependents.units.name,
+        "units": dependents.n_units,
     }
 
 

@@ -19,13 +19,13 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int64
 
+from ..evidence.resampling import bootstrap_interval, false_discovery_rate, p_above_zero, random_half
 from ..patterns import Pattern, Vocabulary
 from ..patterns.matching_rows import MatchingRows
 from ..patterns.segment_matcher import segment_matcher
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge
 from ..schema.traces import Site
-from .resampling import bootstrap_interval, false_discovery_rate, p_above_zero, random_half
 from .word_scan import MatchingWordRows
 
 MAX_OFFSET = 8

@@ -24,6 +24,8 @@ import xarray as xr
 from jaxtyping import Bool, Float32, Int64
 
 from ..errors import ConfigError, NotFoundError
+from ..evidence.resampling import MINIMUM_UNITS, bootstrap_interval
+from ..evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, merge_example, plan_segment, segment_word_attention
@@ -31,9 +33,7 @@ from ..schema.omissions import Omission
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site, head_index
 from ..schema.words_without_tokens import words_left_out
-from .evidence import MINIMUM_EXAMPLES
 from .example_alignment import align_examples
-from .resampling import bootstrap_interval
 
 N_EXAMPLES = 200
 _BLOCK_CELLS = 1 << 18  # largest number of weights of one head in memory at once
@@ -80,8 +80,10 @@ class SimilarHeads:
         """True if the heads were compared with the heads of the same store."""
         return self.store is self.other
 
-    def table(self, head: tuple[int, int] | None = None, n: int | None = None) -> pd.DataFrame:
-        """Return one row for each pair of heads, the nearest first, with a 95 % bootstrap interval over examples.
+    def table(
+        self, head: tuple[int, int] | None = None, n: int | None = None, *, unit: str | None = None
+    ) -> pd.DataFrame:
+        """Return one row for each pair of heads, the nearest first, with a 95 % bootstrap interval over sampling units.
 
         Parameters
         ----------
@@ -90,6 +92,8 @@ class SimilarHeads:
             each head with the nearest head of the other store or, within one store, every pair once.
         n
             Number of rows. Intervals are computed for these rows only.
+        unit
+            Sampling unit of `store` (`sampling_units`).
 
         Raises
         ------
@@ -109,8 +113,11 @@ class SimilarHeads:
             heads, others = np.arange(len(flat)), flat.argmin(axis=1)
         order = np.argsort(flat[heads, others], kind="stable")[:n]
         heads, others = heads[order], others[order]
-        has_few_examples = self.n_examples < MINIMUM_EXAMPLES
-        low, high = bootstrap_interval(self.example_distance[heads, others], self.example_rows)
+        code = self.units(unit).of(self.example)
+        rows_of_unit = unit_sums(self.example_rows, code)
+        has_few_examples = len(rows_of_unit) < MINIMUM_UNITS
+        sums = unit_sums(self.example_distance[heads, others], code)
+        low, high = bootstrap_interval(sums, rows_of_unit, bounds=(0, 1))
         return pd.DataFrame(
             {
                 **{name: column[heads] for name, column in self.sites[0].head_columns().items()},
@@ -120,6 +127,14 @@ class SimilarHeads:
                 "high": np.where(has_few_examples, np.nan, high),
             }
         )
+
+    def units(self, name: str | None = None) -> SamplingUnits:
+        """Return the sampling units of `store`; see `sampling_units`."""
+        return sampling_units(self.store, name)
+
+    def n_units(self, name: str | None = None) -> int:
+        """Return the number of sampling units that were compared."""
+        return len(np.unique(self.units(name).of(self.example)))
 
     @property
     def median(self) -> float:

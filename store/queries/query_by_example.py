@@ -25,6 +25,8 @@ import xarray as xr
 from jaxtyping import Bool, Float, Float32, Float64
 
 from ..errors import ConfigError, NotFoundError
+from ..evidence.resampling import bootstrap_interval
+from ..evidence.sampling_units import sampling_units, unit_sums
 from ..patterns import LIBRARY, LibraryPattern, Pattern
 from ..patterns.segment_matcher import site_vocabulary
 from ..reading.attention_rebuild import why_not_rebuilt
@@ -34,7 +36,6 @@ from .arc_hypotheses import Hypothesis, hypotheses
 from .evidence import MINIMUM_EXAMPLES, MINIMUM_ROWS
 from .marked_arcs import Arc, check_arcs, parse_arcs
 from .pattern_search import ExampleHit, SearchResult, search
-from .resampling import bootstrap_interval
 from .segment_scan import RequestedBasis
 
 N_CANDIDATES = 8
@@ -104,8 +105,10 @@ class Candidate:
         return float(self.score.max(initial=0))
 
     def interval(self) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
-        """Compute the 95 % bootstrap interval of the mass over examples."""
-        return bootstrap_interval(self._sums, self._rows)
+        """Compute the 95 % bootstrap interval of the mass over the store's sampling units."""
+        numbers = self.result.example_mass["example"].to_numpy()[self.is_unmarked]
+        unit = sampling_units(self.result.store).of(numbers)
+        return bootstrap_interval(unit_sums(self._sums, unit), unit_sums(self._rows, unit), bounds=(0, 1))
 
 
 @dataclass(frozen=True)

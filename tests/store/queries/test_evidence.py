@@ -6,10 +6,10 @@ from slow_search import CONDITIONS, SITES, slow_search, visible
 from traced_corpus import make_site, make_store
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.evidence.resampling import random_half
 from headatlas.store.queries.evidence import MAX_OFFSET, OFFSETS, compute_evidence
 from headatlas.store.queries.held_out import SplitSearch, check_same_heads
 from headatlas.store.queries.pattern_search import search
-from headatlas.store.queries.resampling import random_half
 
 LENGTHS = ((3, 7, 5, 9), (1, 0, 8, 6, 4), (6, 12))
 
