@@ -20,6 +20,7 @@ from .options import (
     Select,
     SiteName,
     Top,
+    Unit,
     head_of,
     open_stores,
     read_pattern,
@@ -79,6 +80,16 @@ def search(
             show_default=False,
         ),
     ] = None,
+    null: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--null",
+            metavar="NULL",
+            help="uniform, sink-free, habit, matched, labels, mismatched or offset: null that heads are compared with; repeat the option for several. Default: that of the pattern's kind.",
+            show_default=False,
+        ),
+    ] = None,
+    unit: Unit = None,
     site: SiteName = None,
     select: Select = None,
     score: Score = None,
@@ -89,6 +100,8 @@ def search(
 
     Example: [bold]headatlas search traces/demo 'induction and not key.special'[/bold]
     """
+    from ..evidence.nulls import null_names
+    from ..evidence.search_evidence import compute_evidence
     from ..queries.held_out import SplitSearch
     from . import tables as render
 
@@ -103,10 +116,12 @@ def search(
         options = (pattern, site, requested_basis, client, words)
         result = search_with_progress(second, *options)
         selection = None if first is None else search_with_progress(first, *options)
+    nulls = null_names(null or ())
     if selection is None:
-        evidence, ranked = result.evidence, result.table(by)
+        evidence = compute_evidence(result, nulls=nulls, unit=unit)
+        ranked = result.table(by, evidence)
     else:
-        split = SplitSearch(selection, result)
+        split = SplitSearch(selection, result, nulls, unit)
         evidence, ranked = split.evidence, split.table(by)
     heads = first_rows(ranked, top, all_rows=as_csv or as_json)
     if as_csv:
@@ -123,6 +138,8 @@ def search(
         console.print(f"Note: {render.printable(note)}", style="yellow", markup=False, soft_wrap=True)
     console.print(_summary(result, second), style="dim", soft_wrap=True)
     console.print(render.evidence_text(evidence, "tokens" if words is None else "words"), style="dim", soft_wrap=True)
+    if best_sentence := "" if by != "mass" else render.best_text(evidence, heads):
+        console.print(best_sentence, style="dim", soft_wrap=True)
     if first is not None:
         console.print(
             f"Ranks and offset were chosen on {render.printable(first.location)}.", style="dim", soft_wrap=True

@@ -27,17 +27,18 @@ from jaxtyping import Bool, Float, Float32, Float64
 from ..errors import ConfigError, NotFoundError
 from ..evidence.resampling import bootstrap_interval
 from ..evidence.sampling_units import sampling_units, unit_sums
+from ..evidence.search_evidence import MINIMUM_ROWS
 from ..patterns import LIBRARY, LibraryPattern, Pattern
 from ..patterns.segment_matcher import site_vocabulary
 from ..reading.attention_rebuild import why_not_rebuilt
 from ..reading.snapshot import Snapshot
 from ..schema.traces import Site
 from .arc_hypotheses import Hypothesis, hypotheses
-from .evidence import MINIMUM_EXAMPLES, MINIMUM_ROWS
 from .marked_arcs import Arc, check_arcs, parse_arcs
 from .pattern_search import ExampleHit, SearchResult, search
 from .segment_scan import RequestedBasis
 
+MINIMUM_EXAMPLES = 5
 N_CANDIDATES = 8
 _NEAR_BEST = 0.8
 _PER_RELATION = 3
