@@ -57,7 +57,7 @@ class PairShapes:
         self._matches: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         order = local[np.argsort(query.table.n_tokens[local], kind="stable")].tolist()
         self._partners = {
-            example: [order[(index + step) % len(order)] for step in range(1, min(N_PARTNERS, len(order) - 1) + 1)]
+            example: [order[(index + step) % len(order)] for step in _steps(len(order))]
             for index, example in enumerate(order)
         }
 
@@ -85,8 +85,14 @@ class PairShapes:
         return np.concatenate([empty, *query]), np.concatenate([empty, *key])
 
 
+def _steps(n_examples: int) -> list[int]:
+    """Return the distances to the partners in the order of length: as many shorter as longer ones."""
+    steps = [step for size in range(1, N_PARTNERS // 2 + 1) for step in (-size, size)]
+    return list({step % n_examples: step for step in steps if step % n_examples}.values())
+
+
 class _TextSpans:
-    """First token and end of both texts of each example, without special tokens."""
+    """First token and end of both texts of each example, without the special tokens around them."""
 
     def __init__(self, fields: TokenFields) -> None:
         self._offset = fields.table.token_offset.astype(np.int64)
@@ -106,6 +112,11 @@ class _TextSpans:
     ) -> tuple[Int64[np.ndarray, "match"], Bool[np.ndarray, "match"]]:
         """Move positions of one example to the same places of another's texts; False where that text is shorter."""
         text = self._text[self._offset[source] + position]
-        moved = position - self._start[text, source] + self._start[text, target]
-        exists = (moved >= self._start[text, target]) & (moved < self._end[text, target])
-        return moved, exists
+        start, end = (bounds[text, source] for bounds in (self._start, self._end))
+        new_start, new_end = (bounds[text, target] for bounds in (self._start, self._end))
+        moved = position - start + new_start
+        exists = (moved >= new_start) & (moved < new_end)
+        is_after, is_before = position >= end, position < start  # special tokens around the text
+        moved = np.where(is_after, position - end + new_end, moved)
+        length = self._offset[target + 1] - self._offset[target]
+        return moved, (exists | is_after | is_before) & (moved >= 0) & (moved < length)

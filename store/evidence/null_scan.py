@@ -96,11 +96,12 @@ class NullScan:
         names = self.names
         sums = {name: (np.zeros(shape), np.zeros(shape)) for name in names}
         classes = merged_classes([block.pairs for block in self.blocks])
+        has_own_key = any((block.pairs.is_match & (block.pairs.key_class == SELF)).any() for block in self.blocks)
         profile = self._profile() if "habit" in names else None
         for block in self.blocks:
             pairs = block.pairs.with_classes(classes)
             for mask, layers in self._layers_of_mask.items():
-                strata = _strata(block, pairs, mask, names)
+                strata = _strata(block, pairs, mask, names, has_own_key=has_own_key)
                 mismatched = block.mismatched(mask) if "mismatched" in names else None
                 for layer in layers:
                     weights = block.weights(layer)
@@ -203,7 +204,10 @@ class NullScan:
         return np.divide(sums, means, out=np.zeros(shape), where=means > 0).reshape(*shape[:2], 2, N_BINS)
 
 
-def _strata(block: ScanBlock, pairs: RowPairs, mask: LayerMask, names: Sequence[NullName]) -> dict[NullName, Strata]:
+def _strata(
+    block: ScanBlock, pairs: RowPairs, mask: LayerMask, names: Sequence[NullName], *, has_own_key: bool
+) -> dict[NullName, Strata]:
+    """Group the visible pairs for each null. `has_own_key` is True if a row's own token can match."""
     visible = block.visible(mask)
     shown = pairs if visible is None else pairs.select(visible[pairs.cell])
     result: dict[NullName, Strata] = {}
@@ -214,7 +218,7 @@ def _strata(block: ScanBlock, pairs: RowPairs, mask: LayerMask, names: Sequence[
             stratum = distance_bins(shown.offset) * N_CLASSES + shown.key_class
             result[name] = Strata.of(shown, stratum, with_controls=True)
         elif name == "sink_free":
-            plain = shown.select(block.is_ordinary(shown))
+            plain = shown.select(block.is_ordinary(shown) & (has_own_key | (shown.key_class != SELF)))
             result[name] = Strata.of(plain, np.zeros(len(plain.row), np.int64))
         elif name == "offset":
             result[name] = Strata.of(shown, np.zeros(len(shown.row), np.int64))
