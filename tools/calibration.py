@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from headatlas.store import Store, open_store
-from headatlas.store.evidence.resampling import studentised_intervals
-from headatlas.store.evidence.sampling_units import unit_sums
-from headatlas.store.evidence.search_evidence import compute_evidence
+from headatlas.store.queries.evidence.resampling import studentised_intervals
+from headatlas.store.queries.evidence.sampling_units import unit_sums
+from headatlas.store.queries.evidence.search_evidence import compute_evidence
 from headatlas.store.queries.pattern_search import search
 
 ROOT = Path(__file__).parents[1]

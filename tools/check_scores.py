@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from headatlas.store.queries.evidence.resampling import random_half
 from headatlas.store.queries.pattern_search import SearchResult, search
-from headatlas.store.evidence.resampling import random_half
 from headatlas.store.store import Store
 
 from . import slow_proof

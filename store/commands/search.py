@@ -100,8 +100,8 @@ def search(
 
     Example: [bold]headatlas search traces/demo 'induction and not key.special'[/bold]
     """
-    from ..evidence.nulls import null_names
-    from ..evidence.search_evidence import compute_evidence
+    from ..queries.evidence.nulls import null_names
+    from ..queries.evidence.search_evidence import compute_evidence
     from ..queries.held_out import SplitSearch
     from . import tables as render
 

@@ -20,8 +20,8 @@ from ..schema.omissions import Omissions
 from .printing import size_text
 
 if TYPE_CHECKING:
-    from ..evidence.search_evidence import Evidence, NullEvidence
     from ..queries.dependency_relations import Dependents
+    from ..queries.evidence.search_evidence import Evidence, NullEvidence
     from ..queries.pattern_search import ExampleHit, SearchResult
     from ..schema.token_table import TokenTable
     from ..store import Store
@@ -84,7 +84,7 @@ def search_json(
 
 def null_json(null: NullEvidence) -> dict[str, Any]:
     """Convert the summary of a comparison with a null."""
-    from ..evidence.nulls import NULLS
+    from ..queries.evidence.nulls import NULLS
 
     return {
         "null": null.name,
@@ -200,7 +200,7 @@ def heads_table(heads: pd.DataFrame) -> Table:
 
 def evidence_text(evidence: Evidence, unit: str = "tokens") -> str:
     """Describe the sampling units, the nulls and the best fixed offset of a search."""
-    from ..evidence.nulls import KINDS
+    from ..queries.evidence.nulls import KINDS
 
     units = evidence.units.describe(evidence.n_units)
     if not evidence.is_supported:
@@ -220,7 +220,7 @@ def evidence_text(evidence: Evidence, unit: str = "tokens") -> str:
 
 def null_text(null: NullEvidence) -> str:
     """Name a null in words, and count the heads above it."""
-    from ..evidence.nulls import NULLS
+    from ..queries.evidence.nulls import NULLS
 
     if null.note:
         return f"No comparison with the null {null.name}: {null.note}."

@@ -29,8 +29,6 @@ import pandas as pd
 from jaxtyping import Bool, Float, Float64, Int64
 
 from ..errors import ConfigError, NotFoundError
-from ..evidence.resampling import bootstrap_interval
-from ..evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.visible_keys import visible_pairs
@@ -40,6 +38,8 @@ from ..schema.omissions import Omission, Omissions
 from ..schema.token_table import Column, TokenTable
 from ..schema.traces import Site
 from ..schema.words_without_tokens import REASONS, count_left_out, reason_of_words
+from .evidence.resampling import bootstrap_interval
+from .evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 
 Direction = Literal["to_head", "to_dependent"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)

@@ -24,8 +24,6 @@ import xarray as xr
 from jaxtyping import Bool, Float32, Int64
 
 from ..errors import ConfigError, NotFoundError
-from ..evidence.resampling import MINIMUM_UNITS, bootstrap_interval
-from ..evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, merge_example, plan_segment, segment_word_attention
@@ -33,6 +31,8 @@ from ..schema.omissions import Omission
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site, head_index
 from ..schema.words_without_tokens import words_left_out
+from .evidence.resampling import MINIMUM_UNITS, bootstrap_interval
+from .evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 from .example_alignment import align_examples
 
 N_EXAMPLES = 200

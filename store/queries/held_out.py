@@ -11,8 +11,8 @@ from functools import cached_property
 import pandas as pd
 
 from ..errors import ConfigError
-from ..evidence.search_evidence import Evidence, compute_evidence
 from ..reading.snapshot import Snapshot
+from .evidence.search_evidence import Evidence, compute_evidence
 from .pattern_search import SearchResult
 
 

@@ -22,10 +22,10 @@ import xarray as xr
 from jaxtyping import Float, Int64
 
 from ..errors import ConfigError, NotFoundError
-from ..evidence.resampling import bootstrap_interval, false_discovery_rate, p_above_zero, p_two_sided
-from ..evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 from ..reading.snapshot import Snapshot
 from ..schema.token_table import TokenFlag, TokenTable
+from .evidence.resampling import bootstrap_interval, false_discovery_rate, p_above_zero, p_two_sided
+from .evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 from .pattern_search import SearchResult
 
 FLOAT_ROUNDING = 1e-6

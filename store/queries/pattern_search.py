@@ -7,7 +7,7 @@ The scores of a head are computed over the rows (query tokens) that have at leas
 - baseline: mass of uniform attention over the visible keys,
 - lift: mass / baseline.
 
-`SearchResult.evidence` adds intervals and the comparison with a null (`store/evidence/`).
+`SearchResult.evidence` adds intervals and the comparison with a null (`evidence/`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ import xarray as xr
 from jaxtyping import Float32, Float64, Int64
 
 from ..errors import ConfigError
-from ..evidence.baselines import Baselines, compute_baselines
-from ..evidence.search_evidence import Evidence, compute_evidence
 from ..patterns import Pattern, Vocabulary
 from ..patterns.matching import Matcher
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
@@ -39,6 +37,8 @@ from ..schema.token_table import TokenTable
 from ..schema.traces import Site, head_index
 from ..schema.words_without_tokens import words_left_out
 from .answer_notes import column_notes, count_texts, missing_texts, note_on, text_lookups
+from .evidence.baselines import Baselines, compute_baselines
+from .evidence.search_evidence import Evidence, compute_evidence
 from .search_plan import Client, SearchPlan
 from .search_plan import SearchProgress as SearchProgress
 from .segment_scan import Basis, RequestedBasis, SegmentScores, basis_for

@@ -25,15 +25,15 @@ import xarray as xr
 from jaxtyping import Bool, Float, Float32, Float64
 
 from ..errors import ConfigError, NotFoundError
-from ..evidence.resampling import bootstrap_interval
-from ..evidence.sampling_units import sampling_units, unit_sums
-from ..evidence.search_evidence import MINIMUM_ROWS
 from ..patterns import LIBRARY, LibraryPattern, Pattern
 from ..patterns.segment_matcher import site_vocabulary
 from ..reading.attention_rebuild import why_not_rebuilt
 from ..reading.snapshot import Snapshot
 from ..schema.traces import Site
 from .arc_hypotheses import Hypothesis, hypotheses
+from .evidence.resampling import bootstrap_interval
+from .evidence.sampling_units import sampling_units, unit_sums
+from .evidence.search_evidence import MINIMUM_ROWS
 from .marked_arcs import Arc, check_arcs, parse_arcs
 from .pattern_search import ExampleHit, SearchResult, search
 from .segment_scan import RequestedBasis

@@ -24,8 +24,6 @@ import xarray as xr
 from jaxtyping import Float64, Int64
 
 from ..errors import NotFoundError
-from ..evidence.resampling import bootstrap_interval
-from ..evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 from ..patterns import Pattern
 from ..patterns.matching import Matcher
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
@@ -34,6 +32,8 @@ from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.stored_vectors import read_vectors
 from ..schema.traces import Site, head_index
+from .evidence.resampling import bootstrap_interval
+from .evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 
 PAIR_COLUMNS = ("pair", "first", "second", "frequency", "period")
 _COLUMNS = ("matching", "control", "difference", "low", "high", "share")

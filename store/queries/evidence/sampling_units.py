@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, Num
 
-from ..errors import NotFoundError
-from ..reading.snapshot import Snapshot
-from ..schema.token_table import Column
+from ...errors import NotFoundError
+from ...reading.snapshot import Snapshot
+from ...schema.token_table import Column
 from .resampling import RELIABLE_UNITS
 
 EXAMPLE = "example"

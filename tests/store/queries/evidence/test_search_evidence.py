@@ -6,9 +6,9 @@ from slow_search import CONDITIONS, SITES, slow_search, visible
 from traced_corpus import make_site, make_store
 
 from headatlas.store.errors import ConfigError
-from headatlas.store.evidence.baselines import MAX_OFFSET, OFFSETS
-from headatlas.store.evidence.resampling import random_half
-from headatlas.store.evidence.search_evidence import compute_evidence
+from headatlas.store.queries.evidence.baselines import MAX_OFFSET, OFFSETS
+from headatlas.store.queries.evidence.resampling import random_half
+from headatlas.store.queries.evidence.search_evidence import compute_evidence
 from headatlas.store.queries.held_out import SplitSearch, check_same_heads
 from headatlas.store.queries.pattern_search import search
 

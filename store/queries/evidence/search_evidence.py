@@ -14,8 +14,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from ..errors import ConfigError
-from ..reading.attention_rebuild import why_not_rebuilt
+from ...errors import ConfigError
+from ...reading.attention_rebuild import why_not_rebuilt
 from .baselines import ScoredSearch
 from .null_scan import NullScan, sample_examples
 from .nulls import KINDS, NULLS, Kind, NullName, is_fixed_offset, null_names, pattern_kind

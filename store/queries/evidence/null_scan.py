@@ -13,19 +13,19 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from ..codecs.companding import decode_attention
-from ..containers.shard_writer import CHUNK_PAIRS
-from ..patterns import Pattern, Vocabulary
-from ..patterns.matching import Matcher, expand
-from ..patterns.regex import matching_texts
-from ..patterns.segment_matcher import segment_matcher
-from ..reading.block_weights import closest_weights, example_weights
-from ..reading.pair_attention import read_pairs
-from ..reading.segment import Segment
-from ..reading.visible_keys import visible_pairs
-from ..reading.word_attention import Merge, WordPairs, plan_segment, segment_word_attention
-from ..schema.layer_masks import LayerMask
-from ..schema.traces import Site
+from ...codecs.companding import decode_attention
+from ...containers.shard_writer import CHUNK_PAIRS
+from ...patterns import Pattern, Vocabulary
+from ...patterns.matching import Matcher, expand
+from ...patterns.regex import matching_texts
+from ...patterns.segment_matcher import segment_matcher
+from ...reading.block_weights import closest_weights, example_weights
+from ...reading.pair_attention import read_pairs
+from ...reading.segment import Segment
+from ...reading.visible_keys import visible_pairs
+from ...reading.word_attention import Merge, WordPairs, plan_segment, segment_word_attention
+from ...schema.layer_masks import LayerMask
+from ...schema.traces import Site
 from .mismatched_pairs import MismatchedPairs, PairShapes
 from .nulls import NullName
 from .row_strata import (

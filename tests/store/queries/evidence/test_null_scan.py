@@ -7,10 +7,10 @@ import pytest
 from slow_search import CONDITIONS, SITES, visible
 from traced_corpus import make_site, make_store
 
-from headatlas.store.evidence.null_scan import NullScan, sample_examples
-from headatlas.store.evidence.row_strata import distance_bins, offset_bins
 from headatlas.store.patterns import Pattern
 from headatlas.store.patterns.segment_matcher import site_vocabulary
+from headatlas.store.queries.evidence.null_scan import NullScan, sample_examples
+from headatlas.store.queries.evidence.row_strata import distance_bins, offset_bins
 from headatlas.store.queries.pattern_search import search
 
 LENGTHS = ((3, 7, 5, 9), (1, 0, 8, 6, 4), (6, 12))
@@ -228,7 +228,7 @@ def test_mismatched_pairs_are_those_of_other_examples(tmp_path):
 
 
 def test_examples_beyond_the_limit_are_left_out_at_random(monkeypatch):
-    monkeypatch.setattr("headatlas.store.evidence.null_scan.MAX_WEIGHTS", 72 * 100 * 200)
+    monkeypatch.setattr("headatlas.store.queries.evidence.null_scan.MAX_WEIGHTS", 72 * 100 * 200)
     sample = sample_examples(np.full(1_000, 100), 72)
     assert len(sample) == 200
     assert (np.diff(sample) > 0).all()

@@ -10,12 +10,12 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int64
 
-from ..patterns import Pattern, Vocabulary
-from ..patterns.matching_rows import MatchingRows, MatchingWordRows
-from ..patterns.segment_matcher import segment_matcher
-from ..reading.snapshot import Snapshot
-from ..reading.word_attention import Merge
-from ..schema.traces import Site
+from ...patterns import Pattern, Vocabulary
+from ...patterns.matching_rows import MatchingRows, MatchingWordRows
+from ...patterns.segment_matcher import segment_matcher
+from ...reading.snapshot import Snapshot
+from ...reading.word_attention import Merge
+from ...schema.traces import Site
 from .resampling import random_half
 
 MAX_OFFSET = 8

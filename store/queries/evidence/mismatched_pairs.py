@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from ..patterns.matching import Matcher
-from ..patterns.token_fields import TokenFields
+from ...patterns.matching import Matcher
+from ...patterns.token_fields import TokenFields
 from .row_strata import Masses
 
 N_PARTNERS = 4

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ..errors import ConfigError
-from ..patterns.evaluate import Domain, domain
-from ..patterns.token_fields import EXAMPLE_FIELDS, TOKEN_FIELDS, WORD_FIELDS
-from ..patterns.tree import Compare, Constant, Junction, Named, Node, Reference, walk
-from ..schema.traces import Site
+from ...errors import ConfigError
+from ...patterns.evaluate import Domain, domain
+from ...patterns.token_fields import EXAMPLE_FIELDS, TOKEN_FIELDS, WORD_FIELDS
+from ...patterns.tree import Compare, Constant, Junction, Named, Node, Reference, walk
+from ...schema.traces import Site
 
 NullName = Literal["uniform", "sink_free", "habit", "matched", "labels", "mismatched", "offset"]
 Kind = Literal["position", "token", "annotation", "two_texts"]
@@ -98,9 +98,10 @@ def pattern_kind(node: Node, site: Site) -> Kind:
     """Return the kind of a pattern: by the fields that it names, and by the texts that it compares."""
     references = [reference for reference in walk(node) if isinstance(reference, Reference)]
     names = {reference.name for reference in references if reference.side != "example"}
-    if names <= _POSITION_FIELDS or is_fixed_offset(node):
+    joins_segments = _joins_segments(references)
+    if names <= _POSITION_FIELDS | ({"special"} if joins_segments else set()) or is_fixed_offset(node):
         return "position"
-    crosses = site.query_sequence != site.key_sequence or _joins_segments(references)
+    crosses = site.query_sequence != site.key_sequence or joins_segments
     if crosses and any(_compares_contents(compare) for compare in walk(node) if isinstance(compare, Compare)):
         return "two_texts"
     is_annotated = names - (TOKEN_FIELDS.keys() - WORD_FIELDS) or any(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from headatlas.store.errors import ShapeError
-from headatlas.store.evidence.resampling import (
+from headatlas.store.queries.evidence.resampling import (
     EXACT_UNITS,
     MAX_UNITS,
     bootstrap_interval,

@@ -5,7 +5,7 @@ import pytest
 from traced_corpus import make_store
 
 from headatlas.store.errors import NotFoundError
-from headatlas.store.evidence.sampling_units import sampling_units, unit_sums
+from headatlas.store.queries.evidence.sampling_units import sampling_units, unit_sums
 
 LENGTHS = ((3, 7, 5, 9), (4, 0, 8, 6, 4), (6, 12, 5))
 N = sum(map(len, LENGTHS))

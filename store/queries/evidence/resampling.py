@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Num
 
-from ..errors import ShapeError
+from ...errors import ShapeError
 
 N_RESAMPLES = 1_000
 MAX_UNITS = 1_024
