@@ -57,11 +57,13 @@ class FalseFlags:
     @property
     def is_within(self) -> bool:
         """True if the rates keep the bounds of docs/calibration.md."""
-        return 0.03 <= np.mean(self.below) <= 0.07 and float(np.mean(self.flagged)) <= 0.07
+        return 0.03 <= float(np.mean(self.below)) <= 0.07 and float(np.mean(self.flagged)) <= 0.07
 
 
-def shuffle_labels(store: Store, rng: np.random.Generator, planted: dict[int, int] | None = None) -> Store:
-    """Add the columns `shuffled` and `partner` of a new shuffle, and return the new snapshot.
+def shuffle_labels(
+    store: Store, rng: np.random.Generator, planted: dict[int, int] | None = None, *, partners: bool = False
+) -> Store:
+    """Add the column `shuffled` of a new shuffle, with `partners` also `partner`, and return the new snapshot.
 
     `planted` gives for some examples a word that is a noun in any case: it takes the label of another word.
     """
@@ -84,13 +86,13 @@ def shuffle_labels(store: Store, rng: np.random.Generator, planted: dict[int, in
                 nouns = [word for word, label in enumerate(own) if label == "NOUN"]
                 own[nouns[0]], own[target] = own[target], "NOUN"
             shuffled[number] = own
-            partners = np.full(stop - start, -1)
+            others = np.full(stop - start, -1)
             if len(has_token) > 1:
                 shift = rng.integers(1, len(has_token), len(has_token))
-                partners[has_token] = has_token[(np.arange(len(has_token)) + shift) % len(has_token)]
-            partner[number] = partners.tolist()
+                others[has_token] = has_token[(np.arange(len(has_token)) + shift) % len(has_token)]
+            partner[number] = others.tolist()
     store = store.annotate("shuffled", shuffled, kind="word", replace=True)
-    return store.annotate("partner", partner, kind="word", replace=True)
+    return store.annotate("partner", partner, kind="word", replace=True) if partners else store
 
 
 def false_flags(
@@ -100,7 +102,7 @@ def false_flags(
     rates = {name: FalseFlags() for name in nulls}
     rng = np.random.default_rng(seed)
     for _ in range(n_shuffles):
-        store = shuffle_labels(store, rng)
+        store = shuffle_labels(store, rng, partners=any("partner" in question for question in questions))
         for question in questions:
             evidence = compute_evidence(search(store, question), nulls=nulls)
             for null in evidence.nulls:

@@ -13,8 +13,8 @@ import numpy as np
 import panel as pn
 
 from headatlas.store.errors import HeadAtlasError, PatternError
-from headatlas.store.queries.evidence.nulls import NULLS
 from headatlas.store.patterns.token_fields import EXAMPLE_FIELDS, TOKEN_FIELDS
+from headatlas.store.queries.evidence.nulls import NULLS
 from headatlas.store.queries.pattern_search import SearchProgress, SearchResult
 
 from ..components.background import Check, Newest, background

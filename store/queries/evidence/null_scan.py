@@ -94,7 +94,9 @@ class NullScan:
         """
         shape = self.site.n_layers, self.site.n_heads, len(self.numbers)
         names = self.names
-        sums = {name: (np.zeros(shape), np.zeros(shape)) for name in names}
+        sums: dict[NullName, tuple[np.ndarray, np.ndarray]] = {
+            name: (np.zeros(shape), np.zeros(shape)) for name in names
+        }
         classes = merged_classes([block.pairs for block in self.blocks])
         has_own_key = any((block.pairs.is_match & (block.pairs.key_class == SELF)).any() for block in self.blocks)
         profile = self._profile() if "habit" in names else None

@@ -65,11 +65,11 @@ def null_names(names: Iterable[str]) -> tuple[NullName, ...]:
     """
     result: list[NullName] = []
     for text in names:
-        name = next((null for null in NULL_NAMES if null == text.replace("-", "_")), None)
-        if name is None:
+        matching = [null for null in NULL_NAMES if str(null) == text.replace("-", "_")]
+        if not matching:
             known = ", ".join(null.replace("_", "-") for null in NULL_NAMES)
             raise ConfigError(f"null is {text!r}; expected one of {known}")
-        result.append(name)
+        result += matching
     return tuple(dict.fromkeys(result))
 
 
@@ -117,8 +117,9 @@ def is_fixed_offset(node: Node) -> bool:
     if isinstance(node, Junction):
         parts = [is_fixed_offset(operand) for operand in node.operands]
         return any(parts) if node.operator == "and" else all(parts)
-    is_pair = isinstance(node, Compare) and domain(node) == Domain.PAIR
-    return is_pair and _positions_only(node) and _bounds_distance(node)
+    if not isinstance(node, Compare) or domain(node) != Domain.PAIR:
+        return False
+    return _positions_only(node) and _bounds_distance(node)
 
 
 def _positions_only(compare: Compare) -> bool:

@@ -247,5 +247,5 @@ class _Comparison:
     def nothing(self, name: NullName, note: str) -> NullEvidence:
         """Return a comparison without numbers, for a null that does not apply."""
         empty = np.full(self.result.heads["mass"].shape, np.nan)
-        columns = dict.fromkeys(("expected", "above", "p_value", "q_value"), empty)
+        columns: dict[str, np.ndarray] = dict.fromkeys(("expected", "above", "p_value", "q_value"), empty)
         return NullEvidence(name, _dataset(columns, self.result), 0, 0, note)
