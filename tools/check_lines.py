@@ -44,7 +44,7 @@ class Sums:
     columns: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=dict)
     """Σ numerator, Σ denominator and Σ error of either, by definition and column."""
     scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    examples: dict[str, list[tuple[float, np.ndarray, float, np.ndarray]]] = field(default_factory=dict)
+    examples: dict[str, list[tuple[float, np.ndarray, float, float, np.ndarray]]] = field(default_factory=dict)
     """For each example that matches, by pattern: rows, mass of each head, uniform mass, rows that each offset matches."""
     strongest_words: list[np.ndarray] = field(default_factory=list)
     """Strongest word of each word, [head, word] of each example."""

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from headatlas.store.queries.evidence.resampling import random_half
+from headatlas.store.queries.evidence.search_evidence import compute_evidence
 from headatlas.store.queries.pattern_search import SearchResult, search
-from headatlas.store.queries.resampling import random_half
 from headatlas.store.store import Store
 
 from . import slow_proof
@@ -35,13 +36,14 @@ def add_scores(sums: Sums, x: Weights, errors: Errors) -> None:
     t, n_heads = x.tokens, len(x.maps)
     for pattern, holds in PATTERNS.items():
         totals = sums.scores.setdefault(pattern, {name: np.zeros(n_heads) for name in ("hits", "bound")})
-        rows, uniform, mass, at_offset = 0, 0.0, np.zeros(n_heads), np.zeros(len(OFFSETS))
+        rows, uniform, plain, mass, at_offset = 0, 0.0, 0.0, np.zeros(n_heads), np.zeros(len(OFFSETS))
         for q in range(x.n):
             keys = [k for k in x.keys(q) if holds(t, q, k)]
             if not keys:
                 continue
             rows += 1
             uniform += len(keys) / len(x.keys(q))
+            plain += len(keys) / sum(k in keys or not t.special[k] for k in x.keys(q))
             for k in keys:
                 mass += x.at(q, k)
                 totals["bound"] += errors.at(q, k)
@@ -49,7 +51,7 @@ def add_scores(sums: Sums, x: Weights, errors: Errors) -> None:
             totals["hits"] += np.isin(strongest, keys)
             at_offset += [q + offset in keys for offset in OFFSETS]
         if rows:
-            sums.examples.setdefault(pattern, []).append((rows, mass, uniform, at_offset))
+            sums.examples.setdefault(pattern, []).append((rows, mass, uniform, plain, at_offset))
 
 
 def score_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
@@ -61,7 +63,9 @@ def score_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
             yield Line(f"mass of {pattern} (no such rows)", 0, 0.0)
             continue
         totals = sums.scores[pattern]
-        n_rows, masses, uniform, at_offset = (np.array(part) for part in zip(*sums.examples[pattern], strict=True))
+        n_rows, masses, uniform, plain, at_offset = (
+            np.array(part) for part in zip(*sums.examples[pattern], strict=True)
+        )
         rows = n_rows.sum()
         assert ours.rows == rounded.rows == rows, f"{pattern}: {ours.rows} rows, expected {rows:.0f}"
         mass, bound = masses.sum(axis=0) / rows, totals["bound"] / rows + ROUNDING
@@ -85,7 +89,7 @@ def score_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
         baseline_error = np.abs(ours.heads["baseline"].to_numpy().ravel() - chance).max()
         lift = np.abs(ours.heads["lift"].to_numpy().ravel() - mass / chance) / (1 + mass / chance)
         yield Line(f"baseline, lift of {pattern}", len(mass), float(max(baseline_error, lift.max())))
-        yield from _evidence_lines(pattern, ours, n_rows, masses.T, uniform, at_offset)
+        yield from _evidence_lines(pattern, ours, n_rows, masses.T, plain, at_offset)
 
 
 def _evidence_lines(
@@ -93,11 +97,11 @@ def _evidence_lines(
     result: SearchResult,
     rows: np.ndarray,
     mass: np.ndarray,
-    uniform: np.ndarray,
+    plain: np.ndarray,
     at_offset: np.ndarray,
 ) -> Iterator[Line]:
-    """Compare the evidence of a search; `mass` is [head, example], `at_offset` [example, offset]."""
-    evidence, half = result.evidence, random_half(len(rows))
+    """Compare the evidence of a search over examples; `mass` is [head, example], `at_offset` [example, offset]."""
+    evidence, half = compute_evidence(result, nulls=["uniform"], unit="example"), random_half(len(rows))
     expected = np.zeros(len(rows))
     for i, first in enumerate(half.tolist()):
         others = [at_offset[j] for j, same in enumerate(half.tolist()) if same != first]
@@ -112,7 +116,7 @@ def _evidence_lines(
     yield Line(f"interval of {pattern} (of its width)", len(mass), error, allowed=0.2)  # two draws differ by chance
     if not evidence.is_supported:
         return
-    p = np.array([max(slow_proof.p_above(m - expected), slow_proof.p_above(m - uniform)) for m in mass])
+    p = np.array([slow_proof.p_above(m - plain) for m in mass])
     q = slow_proof.benjamini_hochberg(p)
-    errors = [np.abs(evidence.heads[n].to_numpy().ravel() - v).max() for n, v in (("p_value", p), ("q_value", q))]
+    errors = [np.abs(evidence.null.heads[n].to_numpy().ravel() - v).max() for n, v in (("p_value", p), ("q_value", q))]
     yield Line(f"p, false discoveries of {pattern}", len(p), float(max(errors)))

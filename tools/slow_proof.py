@@ -31,11 +31,20 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
 
 
 def resampled(mass: np.ndarray, rows: np.ndarray, n: int = 2_000) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the 2.5 and 97.5 % bootstrap quantiles of the mass a row, over examples; `mass` is [head, example]."""
+    """Compute the 95 % studentised bootstrap interval of the mass a row, over examples; `mass` is [head, example]."""
     rng = np.random.default_rng(12_345)
-    means = []
+    ratio, error = ratio_and_error(mass, rows)
+    scores = []
     for _ in range(n):
         sample = rng.choice(len(rows), len(rows))
-        means.append(mass[:, sample].sum(axis=1) / rows[sample].sum())
-    low, high = np.quantile(np.array(means), [0.025, 0.975], axis=0)
-    return low, high
+        drawn, drawn_error = ratio_and_error(mass[:, sample], rows[sample])
+        scores.append((drawn - ratio) / np.maximum(drawn_error, 1e-30))
+    smallest, largest = np.quantile(np.array(scores), [0.025, 0.975], axis=0)
+    return np.clip(ratio - largest * error, 0, 1), np.clip(ratio - smallest * error, 0, 1)
+
+
+def ratio_and_error(mass: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute sums of mass / sums of rows, and the standard error by the delta method."""
+    ratio = mass.sum(axis=1) / rows.sum()
+    residuals = (mass - ratio[:, None] * rows) ** 2
+    return ratio, np.sqrt(residuals.sum(axis=1) * len(rows) / (len(rows) - 1)) / rows.sum()

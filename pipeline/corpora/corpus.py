@@ -71,8 +71,9 @@ def describe_corpus(options: CorpusOptions, examples: Sequence[CorpusExample] = 
     The SHA-256 of a corpus of several files covers their names and hashes, and that of an image corpus the paths and
     hashes in `examples`.
     """
-    # without corpus.skip, a corpus has the description that it had before this option
-    settings = options.model_dump(mode="json", exclude={"path"} if options.skip else {"path", "skip"})
+    # without corpus.skip and corpus.sampling_unit, a corpus has the description that it had before these options
+    unused = {name for name in ("skip", "sampling_unit") if not getattr(options, name)}
+    settings = options.model_dump(mode="json", exclude={"path", *unused})
     name = options.path.name
     if _kind(options) == "images":
         return {

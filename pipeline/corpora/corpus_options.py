@@ -29,6 +29,9 @@ class CorpusOptions(BaseModel):
     """Number of examples to skip at the beginning, of the sample if there is one."""
     max_examples: int | None = Field(default=None, gt=0)
     """Number of examples after which reading stops, counted in the sample if there is one, without skipped ones."""
+    sampling_unit: str | None = Field(default=None, min_length=1)
+    """Annotation whose values are the sampling units of intervals and tests, such as ``document``; ``example`` for every
+    example. By default the store chooses."""
 
     @field_validator("encoding")
     @classmethod

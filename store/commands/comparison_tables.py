@@ -27,6 +27,7 @@ def print_versus(
     top: int | None,
     examples: int,
     *,
+    unit: str | None,
     as_csv: bool,
     as_json: bool,
 ) -> None:
@@ -34,7 +35,7 @@ def print_versus(
     from ..comparisons.search_comparisons import versus
     from . import tables as render
 
-    comparisons = versus(result, [search(other) for other in others])
+    comparisons = versus(result, [search(other) for other in others], unit)
     frames = [comparison.table() for comparison in comparisons]
     rows = [_rows(frame, top, as_csv or as_json) for frame in frames]
     if as_csv:
@@ -86,12 +87,14 @@ def print_versus(
             console.print(f"{_signed(difference)}  {text}", markup=False, soft_wrap=True)
 
 
-def print_split(result: SearchResult, column: str, top: int | None, *, as_csv: bool, as_json: bool) -> None:
+def print_split(
+    result: SearchResult, column: str, top: int | None, *, unit: str | None, as_csv: bool, as_json: bool
+) -> None:
     """Compare groups of examples, and print the result."""
     from ..comparisons.search_comparisons import split_by
     from . import tables as render
 
-    split = split_by(result, column)
+    split = split_by(result, column, unit=unit)
     rows = _rows(split.table(), top, as_csv or as_json)
     if as_csv:
         print_csv(rows, result.notes)
@@ -121,13 +124,20 @@ def print_split(result: SearchResult, column: str, top: int | None, *, as_csv: b
 
 
 def print_correlation(
-    result: SearchResult, column: str, head: str | None, top: int | None, *, as_csv: bool, as_json: bool
+    result: SearchResult,
+    column: str,
+    head: str | None,
+    top: int | None,
+    *,
+    unit: str | None,
+    as_csv: bool,
+    as_json: bool,
 ) -> None:
     """Correlate the mass with a number of the examples, and print the result."""
     from ..comparisons.search_comparisons import correlate
     from . import tables as render
 
-    correlated = correlate(result, column)
+    correlated = correlate(result, column, unit)
     frame = correlated.table()
     rows, chosen = _rows(frame, top, as_csv or as_json), _head(frame, head)
     if as_csv:

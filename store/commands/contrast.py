@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, head_of, read_pattern
+from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, Unit, head_of, read_pattern
 from .printing import first_rows, output_console, print_csv, print_table, progress_bar
 from .search import search_with_progress
 
@@ -51,6 +51,7 @@ def contrast(
     ] = None,
     patterns: Patterns = None,
     site: SiteName = None,
+    unit: Unit = None,
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,9 +67,10 @@ def contrast(
     pairs = measure.minimal_pairs(opened, pair, variant, between)
     if expression is None:
         with progress_bar("pairs") as report:
-            result = measure.attention_contrast(opened, pairs, site, on_progress=report)
+            result = measure.attention_contrast(opened, pairs, site, unit=unit, on_progress=report)
     else:
-        result = measure.contrast(search_with_progress(opened, read_pattern(expression, patterns), site, "auto"), pairs)
+        searched = search_with_progress(opened, read_pattern(expression, patterns), site, "auto")
+        result = measure.contrast(searched, pairs, unit=unit)
     ranked = result.table()
     heads = first_rows(ranked, top, all_rows=as_csv or as_json)
     if as_csv:
@@ -94,6 +96,9 @@ def _json(result: Contrast, heads: list[dict], best: tuple[int, int]) -> dict:
         "pairs": len(result.pair_index),
         "without_match": len(result.pairs.names) - len(result.pair_index),
         "refused": result.pairs.refused,
+        "unit": result.units.name,
+        "units": result.n_units,
+        "rounding": result.rounding,
     }
     return {"contrast": summary, "heads": heads, "head": ".".join(map(str, best)), "pairs": driving}
 
@@ -115,7 +120,8 @@ def _print(result: Contrast, heads: object, best: tuple[int, int], n: int, store
             "q: false-discovery rate of a larger distance than that of the mean head."
         )
     console.print(
-        f"{len(result.pair_index):,} pairs, {explanation} Left out: {refused or 'none'}.",
+        f"{len(result.pair_index):,} pairs, {explanation} Left out: {refused or 'none'}. "
+        f"{result.units.describe(result.n_units)}",
         style="dim",
         markup=False,
         soft_wrap=True,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from .options import AsCsv, AsJson, SiteName, Top, head_of
+from .options import AsCsv, AsJson, SiteName, Top, Unit, head_of
 from .printing import first_rows, output_console, print_csv, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def diff(
     ] = None,
     examples: Annotated[int, typer.Option("--examples", min=0, help="Number of examples to show for the head.")] = 5,
     site: SiteName = None,
+    unit: Unit = None,
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
@@ -67,7 +68,12 @@ def diff(
     names = [name for text in statistic or () for name in text.split(",") if name] or None
     with progress_bar() as report:
         steps = compare(
-            [open_store(store) for store in stores], site, statistics=names, n_examples=sample, on_progress=report
+            [open_store(store) for store in stores],
+            site,
+            statistics=names,
+            n_examples=sample,
+            unit=unit,
+            on_progress=report,
         )
     tables = [first_rows(step.table(), top, all_rows=as_csv or as_json) for step in steps]
     if as_csv:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, head_of, read_pattern
+from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, Unit, head_of, read_pattern
 from .printing import first_rows, output_console, print_csv, print_table
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def neurons(
     top: Top = None,
     patterns: Patterns = None,
     site: SiteName = None,
+    unit: Unit = None,
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +44,7 @@ def neurons(
     from . import tables as render
 
     opened = open_store(store)
-    result = measure(opened, read_pattern(expression, patterns), *head_of(head), site)
+    result = measure(opened, read_pattern(expression, patterns), *head_of(head), site, unit=unit)
     dimensions, pairs = (first_rows(t, top, all_rows=as_csv or as_json) for t in (result.table(), result.pairs()))
     if as_csv:
         print_csv(dimensions)
@@ -70,6 +71,8 @@ def _summary(result: NeuronResult) -> dict[str, Any]:
         "rows_without_control": result.n_without_control,
         "score_difference": render.plain(result.score_difference),
         "query_key": result.codec,
+        "unit": result.units.name,
+        "units": result.n_units,
     }
 
 
@@ -87,7 +90,7 @@ def _print(result: NeuronResult, dimensions: pd.DataFrame, pairs: pd.DataFrame) 
         f"Head {result.layer}.{result.head}{keys}. Mean score of a matching key minus that of the row's other visible keys: "
         f"{render.number(result.score_difference)}, the sum over all dimensions. {result.rows:,} rows in "
         f"{result.n_examples:,} examples, {result.n_matching:,} matching and {result.n_control:,} other pairs, from query "
-        f"and key ({result.codec}).{_caveats(result)}"
+        f"and key ({result.codec}).{_caveats(result)} {result.units.describe(result.n_units)}"
         + (
             " Rotary pairs are numbered by frequency, 0 is the fastest; period: tokens of one rotation."
             if len(pairs)

@@ -80,6 +80,7 @@ def head_of(text: str) -> tuple[int, int]:
     return int(layer), int(head)
 
 
+Unit = Annotated[str | None, typer.Option("--unit", metavar="COLUMN", help="Annotation whose values are the sampling units of intervals and tests, or example; default the coarsest of template, document, window_of and pair.", show_default=False)]  # fmt: skip
 IgnoreSpace = Annotated[
     bool, typer.Option("--ignore-space", help="Begin even if the disk seems to have too little free space.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import AsCsv, AsJson, MergeTokens, Score, Select, SiteName, open_stores
+from .options import AsCsv, AsJson, MergeTokens, Score, Select, SiteName, Unit, open_stores
 from .printing import output_console, print_csv, print_table
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def relations(
         int, typer.Option("--min-rows", min=1, help="Relations with fewer dependents are listed, not ranked.")
     ] = 30,
     site: SiteName = None,
+    unit: Unit = None,
     figure: Annotated[
         Path | None,
         typer.Option(
@@ -57,27 +58,29 @@ def relations(
     from . import tables as render
 
     first, second = open_stores(store, select, score)
-    atlas = _atlas(first, second, site, merge, subtypes)
+    atlas = _atlas(first, second, site, merge, subtypes, unit)
     best = atlas.table()
     frequent, few = split_by_count(best, minimum)
     if figure is not None:
         replace_file(figure, relations_figure(frequent, _title(first, second)).encode())
     table = atlas.table(every_head=True) if every_head else best
     if as_json:
-        print(render.to_json(render.relations_json(table, atlas.score.left_out) | render.fetched(first, second)))
+        print(render.to_json(render.relations_json(table, atlas.score) | render.fetched(first, second)))
     elif as_csv:
         print_csv(table, atlas.score.left_out)
     else:
         _print(atlas, split_by_count(table, minimum)[0], few, first, second)
 
 
-def _atlas(first: Store | None, second: Store, site: str | None, merge: Merge, subtypes: bool) -> RelationAtlas:
+def _atlas(
+    first: Store | None, second: Store, site: str | None, merge: Merge, subtypes: bool, unit: str | None
+) -> RelationAtlas:
     """Compute the atlas, with a progress bar if the error stream is a terminal."""
     from ..queries.dependency_relations import relation_atlas
 
     stores = (second, None) if first is None else (first, second)
     if not sys.stderr.isatty():
-        return relation_atlas(*stores, site, merge, subtypes=subtypes)
+        return relation_atlas(*stores, site, merge, subtypes=subtypes, unit=unit)
     from rich.console import Console
     from rich.progress import Progress
 
@@ -88,6 +91,7 @@ def _atlas(first: Store | None, second: Store, site: str | None, merge: Merge, s
             site,
             merge,
             subtypes=subtypes,
+            unit=unit,
             on_progress=lambda done, planned: progress.update(task, completed=done, total=planned),
         )
 
@@ -121,7 +125,7 @@ def _print(atlas: RelationAtlas, table: pd.DataFrame, few: pd.DataFrame, first: 
     console.print(
         f"{len(atlas.score.example):,} dependents in {second.n_examples:,} examples. Heads were chosen {selection}. "
         f"→: the dependent attends to its governor; ←: the governor attends to its dependent. "
-        f"Tokens are merged to words by {atlas.merge}.{_dropped_text(second)}",
+        f"Tokens are merged to words by {atlas.merge}.{_dropped_text(second)} {atlas.score.describe_units()}",
         style="dim",
         markup=False,
         soft_wrap=True,

@@ -21,6 +21,7 @@ from .options import (
     Select,
     SiteName,
     Top,
+    Unit,
     head_of,
     open_stores,
     read_pattern,
@@ -107,6 +108,16 @@ def search(
             show_default=False,
         ),
     ] = None,
+    null: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--null",
+            metavar="NULL",
+            help="uniform, sink-free, habit, matched, labels, mismatched or offset: null that heads are compared with; repeat the option for several. Default: that of the pattern's kind.",
+            show_default=False,
+        ),
+    ] = None,
+    unit: Unit = None,
     site: SiteName = None,
     select: Select = None,
     score: Score = None,
@@ -119,6 +130,8 @@ def search(
 
     Two patterns, paired by example: [bold]headatlas search traces/demo previous_token --versus next_token[/bold]
     """
+    from ..queries.evidence.nulls import null_names
+    from ..queries.evidence.search_evidence import compute_evidence
     from ..queries.held_out import SplitSearch
     from . import tables as render
 
@@ -145,20 +158,23 @@ def search(
                 head,
                 top,
                 examples,
+                unit=unit,
                 as_csv=as_csv,
                 as_json=as_json,
             )
             return
     if split:
-        print_split(result, split, top, as_csv=as_csv, as_json=as_json)
+        print_split(result, split, top, unit=unit, as_csv=as_csv, as_json=as_json)
         return
     if correlate:
-        print_correlation(result, correlate, head, top, as_csv=as_csv, as_json=as_json)
+        print_correlation(result, correlate, head, top, unit=unit, as_csv=as_csv, as_json=as_json)
         return
+    nulls = null_names(null or ())
     if selection is None:
-        evidence, ranked = result.evidence, result.table(by)
+        evidence = compute_evidence(result, nulls=nulls, unit=unit)
+        ranked = result.table(by, evidence)
     else:
-        split = SplitSearch(selection, result)
+        split = SplitSearch(selection, result, nulls, unit)
         evidence, ranked = split.evidence, split.table(by)
     heads = first_rows(ranked, top, all_rows=as_csv or as_json)
     if as_csv:
@@ -175,6 +191,8 @@ def search(
         console.print(f"Note: {render.printable(note)}", style="yellow", markup=False, soft_wrap=True)
     console.print(_summary(result, second), style="dim", soft_wrap=True)
     console.print(render.evidence_text(evidence, "tokens" if words is None else "words"), style="dim", soft_wrap=True)
+    if best_sentence := "" if by != "mass" else render.best_text(evidence, heads):
+        console.print(best_sentence, style="dim", soft_wrap=True)
     if first is not None:
         console.print(
             f"Ranks and offset were chosen on {render.printable(first.location)}.", style="dim", soft_wrap=True

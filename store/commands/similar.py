@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsCsv, AsJson, MergeTokens, SiteName, StorePath, Top, head_of
+from .options import AsCsv, AsJson, MergeTokens, SiteName, StorePath, Top, Unit, head_of
 from .printing import TOP, first_rows, output_console, print_csv, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def similar(
     ] = False,
     top: Top = None,
     site: SiteName = None,
+    unit: Unit = None,
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
@@ -72,17 +73,17 @@ def similar(
             n_words=None if exact else words,
             on_progress=report,
         )
-    table = result.table(n=top if top is not None or as_csv or as_json else TOP)
+    table = result.table(n=top if top is not None or as_csv or as_json else TOP, unit=unit)
     table = first_rows(table, top, all_rows=as_csv or as_json)
     if as_csv:
         print_csv(table, result.left_out)
     elif as_json:
-        print(render.to_json({"similar": _summary(result), "pairs": render.records(table)}))
+        print(render.to_json({"similar": _summary(result, unit), "pairs": render.records(table)}))
     else:
-        _print(result, table)
+        _print(result, table, unit)
 
 
-def _summary(result: SimilarHeads) -> dict[str, Any]:
+def _summary(result: SimilarHeads, unit: str | None) -> dict[str, Any]:
     from ..schema.omissions import Omissions
     from . import tables as render
 
@@ -100,6 +101,8 @@ def _summary(result: SimilarHeads) -> dict[str, Any]:
         "refused": result.refused,
         "left_out": Omissions(result.left_out).to_json(),
         "median": render.plain(result.median),
+        "unit": result.units(unit).name,
+        "units": result.n_units(unit),
     }
 
 
@@ -113,7 +116,7 @@ def _error_text(result: SimilarHeads) -> str:
     )
 
 
-def _print(result: SimilarHeads, pairs: pd.DataFrame) -> None:
+def _print(result: SimilarHeads, pairs: pd.DataFrame, unit: str | None) -> None:
     from . import tables as render
 
     console = output_console()
@@ -138,7 +141,8 @@ def _print(result: SimilarHeads, pairs: pd.DataFrame) -> None:
         f"{render.number(result.median)}. {result.rows:,}{sampled} words in {result.n_examples:,} of "
         f"{result.n_shared:,} examples, "
         f"tokens merged by {result.merge}{', without first and special tokens' if result.sink_free else ''}."
-        f"{stores} Examples left out: {refused or 'none'}.{_error_text(result)}",
+        f"{stores} Examples left out: {refused or 'none'}.{_error_text(result)} "
+        f"{result.units(unit).describe(result.n_units(unit))}",
         style="dim",
         markup=False,
         soft_wrap=True,

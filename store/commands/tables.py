@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..patterns.lexer import printable
-from ..schema.omissions import Omission, Omissions
+from ..schema.omissions import Omissions
 from .printing import size_text
 
 if TYPE_CHECKING:
-    from ..queries.evidence import Evidence
+    from ..queries.dependency_relations import Dependents
+    from ..queries.evidence.search_evidence import Evidence, NullEvidence
     from ..queries.pattern_search import ExampleHit, SearchResult
     from ..schema.token_table import TokenTable
     from ..store import Store
@@ -66,12 +67,43 @@ def search_json(
             "notes": list(result.notes),
             "offset_baseline": plain(evidence.offset_baseline),
             "offsets": list(evidence.offsets),
+            "is_offset": evidence.is_offset,
             "supported": evidence.is_supported,
             "minimum_rows": evidence.minimum_rows,
+            "minimum_units": evidence.minimum_units,
+            "unit": evidence.units.name,
+            "units": evidence.n_units,
+            "kind": evidence.kind,
+            "nulls": [null_json(null) for null in evidence.nulls],
+            "best": best_json(evidence, heads),
         },
         "heads": records(heads),
         "examples": [hit_json(hit) for hit in hits],
     }
+
+
+def null_json(null: NullEvidence) -> dict[str, Any]:
+    """Convert the summary of a comparison with a null."""
+    from ..queries.evidence.nulls import NULLS
+
+    return {
+        "null": null.name,
+        "above": NULLS[null.name].sentence,
+        "examples": null.n_examples,
+        "units": null.n_units,
+        "heads_above": null.n_above,
+        "note": null.note,
+    }
+
+
+def best_json(evidence: Evidence, heads: pd.DataFrame) -> dict[str, Any] | None:
+    """Return the head that ranks first, with the interval that holds for all heads at once; None without a rank."""
+    if not evidence.is_supported or heads.empty:
+        return None
+    layer, head = int(heads["layer"].iloc[0]), int(heads["head"].iloc[0])
+    row = evidence.heads.sel(layer=layer, head=head)
+    interval = [plain(row["joint_low"].item()), plain(row["joint_high"].item())]
+    return {"layer": layer, "head": head, "of": evidence.heads["mass_low"].size, "joint_interval": interval}
 
 
 def hit_json(hit: ExampleHit) -> dict[str, Any]:
@@ -86,7 +118,7 @@ def hit_json(hit: ExampleHit) -> dict[str, Any]:
     }
 
 
-def relations_json(table: pd.DataFrame, left_out: Iterable[Omission]) -> dict[str, Any]:
+def relations_json(table: pd.DataFrame, dependents: Dependents) -> dict[str, Any]:
     """Build the output of `headatlas relations --json`."""
     rows = []
     for row in records(table):
@@ -95,7 +127,9 @@ def relations_json(table: pd.DataFrame, left_out: Iterable[Omission]) -> dict[st
     order = ["relation", "n", "layer", "head", "direction", "accuracy", "interval", "baseline", "offset_baseline"]
     return {
         "relations": [{name: row[name] for name in (*order, "offset")} for row in rows],
-        "left_out": Omissions(left_out).to_json(),
+        "left_out": Omissions(dependents.left_out).to_json(),
+        "unit": dependents.units.name,
+        "units": dependents.n_units,
     }
 
 
@@ -129,9 +163,21 @@ def probability(value: float) -> str:
 
 
 def heads_table(heads: pd.DataFrame) -> Table:
-    """Create a table of ranked heads from `SearchResult.table` or `SplitSearch.table`."""
+    """Create a table of ranked heads from `SearchResult.table` or `SplitSearch.table`.
+
+    Each null has two columns: the mass that it expects, and q.
+    """
+    nulls = [str(name).removeprefix("q_") for name in heads if str(name).startswith("q_")]
     selection_column = next((str(name) for name in heads if str(name).startswith("selected_")), None)
-    columns = ["95 %", "hit rate", "uniform", "lift", "/offset", "q", *(["chosen"] if selection_column else [])]
+    columns = [
+        "95 %",
+        "hit rate",
+        "uniform",
+        "lift",
+        "/offset",
+        *(title for null in nulls for title in (f"null {null}", f"q {null}")),
+        *(["chosen"] if selection_column else []),
+    ]
     bounded = "mass_upper" in heads
     bars = [] if selection_column or bounded else [("", "left")]
     table = plain_table(("head", "right"), ("mass", "right"), *bars, *((title, "right") for title in columns))
@@ -143,8 +189,9 @@ def heads_table(heads: pd.DataFrame) -> Table:
             number(row["baseline"]),
             lift(row["lift"]),
             lift(row["offset_lift"], 2),
-            probability(row["q_value"]),
         ]
+        for null in nulls:
+            cells += [number(row[f"expected_{null}"]), probability(row[f"q_{null}"])]
         cells += [number(row[selection_column])] if selection_column else []
         bar_cells = [bar(row["mass"], 6)] if bars else []
         table.add_row(f"{row['layer']}.{row['head']}", mass, *bar_cells, *cells)
@@ -152,16 +199,46 @@ def heads_table(heads: pd.DataFrame) -> Table:
 
 
 def evidence_text(evidence: Evidence, unit: str = "tokens") -> str:
-    """Describe the baselines of a search in one or two sentences."""
+    """Describe the sampling units, the nulls and the best fixed offset of a search."""
+    from ..queries.evidence.nulls import KINDS
+
+    units = evidence.units.describe(evidence.n_units)
     if not evidence.is_supported:
         return (
-            f"Heads are not ranked: there are too few rows or examples (expected {evidence.minimum_rows} rows in "
-            f"{evidence.minimum_examples} examples)."
+            f"Heads are not ranked: there are too few rows or sampling units (expected {evidence.minimum_rows} rows in "
+            f"{evidence.minimum_units} units). {units}"
         )
-    offsets = " or ".join(f"{offset:+d}" for offset in evidence.offsets)
+    lines = [f"This is {KINDS[evidence.kind].label}.", *map(null_text, evidence.nulls), units]
+    if evidence.is_offset:
+        lines.append("The pattern is a fixed offset itself, so it is not compared with one.")
+    elif evidence.offsets:
+        offsets = " or ".join(f"{offset:+d}" for offset in evidence.offsets)
+        lines.append(f"Best fixed offset: {offsets} {unit}, hit rate {number(evidence.offset_baseline)}.")
+    lines.append("Attention is not effect: an ablation of a head can differ from what its attention suggests.")
+    return " ".join(lines)
+
+
+def null_text(null: NullEvidence) -> str:
+    """Name a null in words, and count the heads above it."""
+    from ..queries.evidence.nulls import NULLS
+
+    if null.note:
+        return f"No comparison with the null {null.name}: {null.note}."
     return (
-        f"Best fixed offset: {offsets} {unit}, mass {number(evidence.offset_baseline)}. q: false-discovery rate of a mass "
-        "above that and above uniform attention."
+        f"{null.n_above} of {null.heads['q_value'].size} heads are above {null.name} (q < 0.05): "
+        f"{NULLS[null.name].sentence}; {null.n_examples:,} examples read."
+    )
+
+
+def best_text(evidence: Evidence, heads: pd.DataFrame) -> str:
+    """State the interval of the head that ranks first; empty without a rank."""
+    best = best_json(evidence, heads)
+    if best is None or best["joint_interval"][0] is None:
+        return ""
+    low, high = best["joint_interval"]
+    return (
+        f"Head {best['layer']}.{best['head']} is the best of {best['of']}; its mass is {interval(low, high)} with 95 % "
+        "confidence for all heads at once."
     )
 
 

@@ -11,8 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64, Int64, Num
 
-from ..queries.evidence import MINIMUM_EXAMPLES
-from ..queries.resampling import bootstrap_interval, false_discovery_rate, p_above_zero, student_t_tail
+from ..queries.evidence.resampling import (
+    MINIMUM_UNITS,
+    bootstrap_interval,
+    false_discovery_rate,
+    p_above_zero,
+    student_t_tail,
+)
 
 Unit = Int64[np.ndarray, "example"]
 ROUNDING = 1e-6
@@ -40,7 +45,7 @@ def interval(
 ) -> tuple[Float[np.ndarray, "*head"], Float[np.ndarray, "*head"]]:
     """Compute the 95 % interval of ``sums.sum() / rows.sum()`` over units; NaN for fewer than five units."""
     unit_sums, unit_rows = _by_unit(sums, unit), _by_unit(rows, unit)
-    if unit_sums.shape[-1] < MINIMUM_EXAMPLES:
+    if unit_sums.shape[-1] < MINIMUM_UNITS:
         nothing = np.full(unit_sums.shape[:-1], np.nan)
         return nothing, nothing
     return bootstrap_interval(unit_sums, unit_rows)
@@ -51,7 +56,7 @@ def two_sided(
 ) -> Float[np.ndarray, "*head"]:
     """Test that the mean difference over units is not 0; NaN for fewer than five units, 1 if all are rounding."""
     means = _by_unit(differences, unit) / np.bincount(unit)
-    if means.shape[-1] < MINIMUM_EXAMPLES:
+    if means.shape[-1] < MINIMUM_UNITS:
         return np.full(means.shape[:-1], np.nan)
     smaller = np.minimum(p_above_zero(means), p_above_zero(-means))
     return np.where(np.abs(means).max(axis=-1) <= ROUNDING, 1.0, np.minimum(2 * smaller, 1.0))
@@ -62,7 +67,7 @@ def above_zero(
 ) -> Float[np.ndarray, "*head"]:
     """Test that the sum of the differences over units is above 0; NaN for fewer than five units, 1 for rounding."""
     sums = _by_unit(differences, unit)
-    if sums.shape[-1] < MINIMUM_EXAMPLES:
+    if sums.shape[-1] < MINIMUM_UNITS:
         return np.full(sums.shape[:-1], np.nan)
     return np.where(np.abs(sums).max(axis=-1) <= ROUNDING, 1.0, p_above_zero(sums))
 
@@ -79,7 +84,7 @@ def groups_differ(
     """
     lead, n_groups, n_units = sums.shape[:-1], int(group.max(initial=0)) + 1, int(unit.max(initial=0)) + 1
     n_units_of = [len(np.unique(unit[group == number])) for number in range(n_groups)]
-    if n_groups < 2 or min(n_units_of) < MINIMUM_EXAMPLES:
+    if n_groups < 2 or min(n_units_of) < MINIMUM_UNITS:
         return np.full(lead, np.nan)
     flat = sums.reshape(-1, len(rows)).astype(np.float64)
     total = np.bincount(group, rows, n_groups)
@@ -116,7 +121,7 @@ def rank_correlation(
     number = _by_unit(values, unit) / np.bincount(unit)
     n = means.shape[-1]
     lead = means.shape[:-1]
-    if n < MINIMUM_EXAMPLES:
+    if n < MINIMUM_UNITS:
         nothing = np.full(lead, np.nan)
         return Correlation(nothing, nothing, nothing, nothing, n)
     x = rankdata(number) - (n + 1) / 2

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 
 from ..errors import NotFoundError
+from ..queries.evidence.sampling_units import sampling_units
 from ..reading.snapshot import Snapshot
 from ..schema.capture_statistics import STATISTICS
 from ..statistics.definitions import DERIVED_STATISTICS, SINK_FREE, Average, statistic_of
 from ..statistics.measurement import measured_statistics
 from ..statistics.specialisation import specialised_heads, uniform_values
-from .example_tests import above_zero, interval, q_values, unit_codes
+from .example_tests import above_zero, interval, q_values
 
 BEHAVIOURS = ("self", "previous", "next", "punctuation", "induction", "duplicate", "other_segment")
 """Behaviours apart from sinks. Each is the mass of a pattern."""
@@ -29,11 +30,12 @@ def head_overview(
     site: str | None = None,
     average: Average = "rows",
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
+    unit: str | None = None,
 ) -> pd.DataFrame:
     """Return `specialised_heads` with the best behaviour of each head apart from sinks, on rows without sinks.
 
     Further columns: `after_sinks` (name of the behaviour), `after_value` (share of the weight that is not on sinks),
-    `after_low`, `after_high` (95 % interval), `after_baseline` (uniform attention over the keys that are no sinks) and
+    `after_low`, `after_high` (95 % interval over sampling units), `after_baseline` (uniform attention over the keys that are no sinks) and
     `after_q` (false-discovery rate of a share above that, over all heads and behaviours). The behaviour is the one that
     exceeds its baseline most; its interval does not account for that choice.
 
@@ -53,6 +55,7 @@ def head_overview(
         table.attrs["without_sinks"] = str(error)
         return table
     uniform = uniform_values(store, site_spec, statistics)
+    units, numbers = sampling_units(store, unit), np.asarray(store.example_numbers())
     shape = len(statistics), site_spec.n_layers, site_spec.n_heads
     value, baseline, low, high, p_value = (np.full(shape, np.nan) for _ in range(5))
     for index, statistic in enumerate(statistics):
@@ -63,13 +66,13 @@ def head_overview(
             if not len(examples):
                 continue
             weight = (rows if average == "rows" else np.ones(len(rows), np.int64))[examples]
-            unit = unit_codes(None, len(examples))
+            code = units.of(numbers[examples])
             sums = of_heads.values[layer][:, examples].astype(np.float64) * weight
             expected = of_uniform.values[layer, 0, examples].astype(np.float64) * weight
             value[index, layer] = sums.sum(axis=1) / weight.sum()
             baseline[index, layer] = expected.sum() / weight.sum()
-            low[index, layer], high[index, layer] = interval(sums, weight, unit)
-            p_value[index, layer] = above_zero(sums - expected, unit)
+            low[index, layer], high[index, layer] = interval(sums, weight, code)
+            p_value[index, layer] = above_zero(sums - expected, code)
     q = q_values(p_value)
     best = np.where(np.isnan(value), -np.inf, value - baseline).argmax(axis=0)
 

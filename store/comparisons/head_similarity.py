@@ -25,8 +25,8 @@ import xarray as xr
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from ..errors import ConfigError, NotFoundError
-from ..queries.evidence import MINIMUM_EXAMPLES
-from ..queries.resampling import bootstrap_interval
+from ..queries.evidence.resampling import MINIMUM_UNITS, bootstrap_interval
+from ..queries.evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge
 from ..schema.omissions import Omission
@@ -93,8 +93,10 @@ class SimilarHeads:
         """True if the heads were compared with the heads of the same store."""
         return self.store is self.other
 
-    def table(self, head: tuple[int, int] | None = None, n: int | None = None) -> pd.DataFrame:
-        """Return one row for each pair of heads, the nearest first, with a 95 % interval over examples.
+    def table(
+        self, head: tuple[int, int] | None = None, n: int | None = None, *, unit: str | None = None
+    ) -> pd.DataFrame:
+        """Return one row for each pair of heads, the nearest first, with a 95 % interval over sampling units.
 
         Columns: layer, head, other_layer, other_head, distance, low, high and error (of sampling words).
 
@@ -106,6 +108,8 @@ class SimilarHeads:
             within one store, every pair once.
         n
             Number of rows. Intervals are computed for these rows only.
+        unit
+            Sampling unit of `store` (`sampling_units`).
 
         Raises
         ------
@@ -125,7 +129,11 @@ class SimilarHeads:
             heads, others = np.arange(len(flat)), flat.argmin(axis=1)
         order = np.argsort(flat[heads, others], kind="stable")[:n]
         heads, others = heads[order], others[order]
-        low, high = bootstrap_interval(self.example_distance[heads, others], self.example_rows)
+        code = self.units(unit).of(self.example)
+        rows_of_unit = unit_sums(self.example_rows, code)
+        sums = unit_sums(self.example_distance[heads, others], code)
+        low, high = bootstrap_interval(sums, rows_of_unit, bounds=(0, 1))
+        has_enough_units = len(rows_of_unit) >= MINIMUM_UNITS
         numbers = heads if self.head is None else np.full(len(heads), self._number(self.head))
         columns = [site.head_columns() for site in self.sites]
         return pd.DataFrame(
@@ -133,11 +141,19 @@ class SimilarHeads:
                 **{name: column[numbers] for name, column in columns[0].items()},
                 **{f"other_{name}": column[others] for name, column in columns[1].items()},
                 "distance": flat[heads, others],
-                "low": low if self.n_examples >= MINIMUM_EXAMPLES else np.nan,
-                "high": high if self.n_examples >= MINIMUM_EXAMPLES else np.nan,
+                "low": low if has_enough_units else np.nan,
+                "high": high if has_enough_units else np.nan,
                 "error": self._flat(self.error)[heads, others],
             }
         )
+
+    def units(self, name: str | None = None) -> SamplingUnits:
+        """Return the sampling units of `store`; see `sampling_units`."""
+        return sampling_units(self.store, name)
+
+    def n_units(self, name: str | None = None) -> int:
+        """Return the number of sampling units that were compared."""
+        return len(np.unique(self.units(name).of(self.example)))
 
     @property
     def median(self) -> float:

@@ -19,9 +19,10 @@ import xarray as xr
 from jaxtyping import Bool, Float64, Int64
 
 from ..errors import ConfigError, NotFoundError
+from ..queries.evidence.sampling_units import sampling_units
 from ..queries.pattern_search import SearchResult
 from ..schema.token_table import Column
-from .example_tests import groups_differ, interval, q_values, rank_correlation, two_sided, unit_codes
+from .example_tests import groups_differ, interval, q_values, rank_correlation, two_sided
 
 MAX_GROUPS = 12
 _HEADS = ("layer", "head")
@@ -53,9 +54,7 @@ class Versus:
         return list(zip(self.example[order].tolist(), values[order].tolist(), strict=True))
 
 
-def versus(
-    result: SearchResult, others: Sequence[SearchResult], unit: Int64[np.ndarray, "example"] | None = None
-) -> list[Versus]:
+def versus(result: SearchResult, others: Sequence[SearchResult], unit: str | None = None) -> list[Versus]:
     """Compare the mass of a search with that of others over the same examples, paired by example.
 
     `q_value` is the false-discovery rate over all heads and all patterns of the call. With fewer than five examples or
@@ -127,7 +126,7 @@ def split_by(
     result: SearchResult,
     column: str,
     labels: Sequence[str] | None = None,
-    unit: Int64[np.ndarray, "example"] | None = None,
+    unit: str | None = None,
 ) -> Split:
     """Compare the mass of a search between the groups of examples that an annotation of examples makes.
 
@@ -171,9 +170,7 @@ def split_by(
         {name: (("group", *_HEADS), np.stack([part[name] for part in parts])) for name in ("mass", "low", "high")},
         {"group": chosen, "layer": result.heads["layer"], "head": result.heads["head"]},
     )
-    p_value = groups_differ(
-        sums[:, :, in_group], rows[in_group], group[in_group], unit_codes(codes[in_group], int(in_group.sum()))
-    )
+    p_value = groups_differ(sums[:, :, in_group], rows[in_group], group[in_group](codes[in_group], int(in_group.sum())))
     mass = groups["mass"].to_numpy()
     columns = {"spread": mass.max(axis=0) - mass.min(axis=0), "p_value": p_value, "q_value": q_values(p_value)}
     return Split(
@@ -215,7 +212,7 @@ class Correlated:
         return pd.DataFrame({"example": self.example, "value": self.value, "mass": mass.astype(np.float64)})
 
 
-def correlate(result: SearchResult, column: str, unit: Int64[np.ndarray, "example"] | None = None) -> Correlated:
+def correlate(result: SearchResult, column: str, unit: str | None = None) -> Correlated:
     """Correlate the mass of every head on an example with a numeric annotation of examples: Spearman's ρ.
 
     Raises
@@ -265,12 +262,10 @@ def _values(result: SearchResult, column: str, numbers: Int64[np.ndarray, "examp
 
 
 def _codes(
-    result: SearchResult, unit: Int64[np.ndarray, "any"] | None, numbers: Int64[np.ndarray, "example"]
+    result: SearchResult, unit: str | None, numbers: Int64[np.ndarray, "example"]
 ) -> Int64[np.ndarray, "example"]:
-    """Return the unit of each of some examples; `unit` has one for each example of the store."""
-    if unit is None:
-        return unit_codes(None, len(numbers))
-    return unit_codes(unit[np.searchsorted(result.store.example_numbers(), numbers)], len(numbers))
+    """Return the sampling unit of each of some examples."""
+    return sampling_units(result.store, unit).of(numbers)
 
 
 def _mean(values: Float64[np.ndarray, "layer head example"]) -> Float64[np.ndarray, "layer head"]:

@@ -22,6 +22,7 @@ import xarray as xr
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from ..errors import ConfigError, NotFoundError
+from ..queries.evidence.sampling_units import sampling_units
 from ..reading.block_weights import closest_rows
 from ..reading.snapshot import Snapshot
 from ..schema.token_table import TokenTable
@@ -133,7 +134,7 @@ def diff(
     statistics: Sequence[str] | None = None,
     n_examples: int = N_EXAMPLES,
     seed: int = 0,
-    unit: Int64[np.ndarray, "example"] | None = None,
+    unit: str | None = None,
     threads: int = THREADS,
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
     stop: Callable[[], bool] = lambda: False,
@@ -175,7 +176,7 @@ def diff(
     if names is None:
         stored = [set(store.statistic_names(sites[0].name)) for store in stores]
         names = [name for name in stores[0].statistic_names(sites[0].name) if all(name in s for s in stored)]
-    units = None if unit is None else dict(zip(stores[0].example_ids(), unit.tolist(), strict=True))
+    units = dict(zip(stores[0].example_ids(), sampling_units(stores[0], unit).unit.tolist(), strict=True))
     aligned = [_align(*pair, sites[0], n_examples, seed) for pair in itertools.pairwise(stores)]
     planned, done = sum(len(examples.sample) for examples in aligned), 0
 
@@ -202,7 +203,7 @@ def _compare_stores(
     sites: tuple[Site, Site],
     examples: _Aligned,
     names: Sequence[str],
-    units: dict[str, int] | None,
+    units: dict[str, int],
     threads: int,
     advance: Callable[[], None],
     stop: Callable[[], bool],
@@ -348,7 +349,7 @@ def _statistics(
     site: Site,
     names: Sequence[str],
     sample: Int64[np.ndarray, "example side"],
-    units: dict[str, int] | None,
+    units: dict[str, int],
 ) -> dict[str, Float64[np.ndarray, "statistic layer head"]]:
     """Compute `StoreDifference.statistics`, without q."""
     shape = len(names), site.n_layers, site.n_heads
@@ -377,10 +378,8 @@ def _statistics(
 
 
 def _codes(
-    first: Snapshot, numbers: Int64[np.ndarray, "example"], units: dict[str, int] | None
+    first: Snapshot, numbers: Int64[np.ndarray, "example"], units: dict[str, int]
 ) -> Int64[np.ndarray, "example"]:
     """Return the unit of each example; `units` are by id."""
-    if units is None:
-        return unit_codes(None, len(numbers))
     ids = np.array(first.example_ids())[np.searchsorted(first.example_numbers(), numbers)]
     return unit_codes(np.array([units.get(name, -1) for name in ids.tolist()], np.int64), len(numbers))

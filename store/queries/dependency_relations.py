@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -38,7 +38,8 @@ from ..schema.omissions import Omission, Omissions
 from ..schema.token_table import Column, TokenTable
 from ..schema.traces import Site
 from ..schema.words_without_tokens import REASONS, count_left_out, reason_of_words
-from .resampling import bootstrap_interval
+from .evidence.resampling import bootstrap_interval
+from .evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 
 Direction = Literal["to_head", "to_dependent"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
@@ -77,8 +78,19 @@ class Dependents:
     """True if the word at each of `OFFSETS` is the governor."""
     head_is_right: Bool[np.ndarray, "layer head direction dependent"]
     """True if the strongest word of each head is the governor."""
-    left_out: tuple[Omission, ...] = ()
+    left_out: tuple[Omission, ...]
     """Dependents that are not scored, by reason."""
+    units: SamplingUnits = field(repr=False)
+    """Sampling units of the store."""
+
+    @property
+    def n_units(self) -> int:
+        """Number of sampling units with a dependent."""
+        return len(np.unique(self.units.of(self.example)))
+
+    def describe_units(self) -> str:
+        """Say what the intervals are over."""
+        return self.units.describe(self.n_units)
 
     def of(self, relation: str) -> Int64[np.ndarray, "dependent"]:
         """Return the indices of the dependents of a relation."""
@@ -89,11 +101,11 @@ class Dependents:
     def interval(
         self, relation: str, head_is_right: Bool[np.ndarray, "*head dependent"], seed: int = 0
     ) -> tuple[Float[np.ndarray, "*head"], Float[np.ndarray, "*head"]]:
-        """Compute the 95 % bootstrap interval over examples of the accuracy for a relation."""
-        example = self.example[self.of(relation)]
-        first = np.flatnonzero(np.concatenate([[True], example[1:] != example[:-1]]))
-        sums = np.add.reduceat(head_is_right, first, axis=-1, dtype=np.int64)
-        return bootstrap_interval(sums, np.diff(np.append(first, len(example))), seed=seed)
+        """Compute the 95 % bootstrap interval over sampling units of the accuracy for a relation."""
+        unit = self.units.of(self.example[self.of(relation)])
+        rows = np.bincount(unit)
+        sums = unit_sums(head_is_right.astype(np.int64), unit)
+        return bootstrap_interval(sums, rows, bounds=(0, 1), seed=seed)
 
 
 @dataclass(frozen=True)
@@ -183,6 +195,7 @@ def relation_atlas(
     merge: Merge = "mean",
     *,
     subtypes: bool = False,
+    unit: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> RelationAtlas:
     """Score every head for every dependency relation of a store whose words have a governor and a relation.
@@ -195,13 +208,15 @@ def relation_atlas(
         How tokens are merged to words: the ``"mean"`` of a query word's rows, or the row of its ``"first"`` token.
     subtypes
         Distinguish subtypes such as ``nsubj:pass`` from ``nsubj``.
+    unit
+        Sampling unit of the intervals (`sampling_units`).
     on_progress
         Called with examples done and planned.
 
     Raises
     ------
     NotFoundError
-        A store has no dependencies or no attention.
+        A store has no dependencies or no attention, or there is no such unit.
     ConfigError
         The stores have different models, or the site joins two texts.
     """
@@ -218,23 +233,25 @@ def relation_atlas(
     planned, done = sum(store.n_examples for store in stores), 0
     dependents = []
     for store in stores:
-        blocks = []
-        for block, n in _scan(store, store.site(site_spec.name), merge, subtypes):
+        blocks, units = [], sampling_units(store, unit)
+        for block, n in _scan(store, store.site(site_spec.name), merge, subtypes, units):
             blocks.append(block)
             done += n
             on_progress(done, planned)
-        dependents.append(_join(store, blocks))
+        dependents.append(_join(store, blocks, units))
     return RelationAtlas(dependents[0], dependents[-1], site_spec, merge)
 
 
-def _scan(store: Snapshot, site: Site, merge: Merge, subtypes: bool) -> Iterator[tuple[Dependents, int]]:
+def _scan(
+    store: Snapshot, site: Site, merge: Merge, subtypes: bool, units: SamplingUnits
+) -> Iterator[tuple[Dependents, int]]:
     """Iterate over blocks of examples: their dependents and the number of examples."""
     for segment in store.segments:
         for examples in example_blocks(segment.pair_offset(site.name), _BLOCK_WEIGHTS // site.n_heads):
-            yield _scan_block(segment, site, examples, merge, subtypes), len(examples)
+            yield _scan_block(segment, site, examples, merge, subtypes, units), len(examples)
 
 
-def _join(store: Snapshot, parts: Sequence[Dependents]) -> Dependents:
+def _join(store: Snapshot, parts: Sequence[Dependents], units: SamplingUnits) -> Dependents:
     left_out = tuple(Omissions(omission for part in parts for omission in part.left_out))
     if not sum(len(part.example) for part in parts):
         reasons = f" ({'; '.join(map(str, left_out))})" if left_out else ""
@@ -254,10 +271,13 @@ def _join(store: Snapshot, parts: Sequence[Dependents]) -> Dependents:
         np.concatenate([part.offset_is_right for part in parts], axis=-1),
         np.concatenate([part.head_is_right for part in parts], axis=-1),
         left_out,
+        units,
     )
 
 
-def _scan_block(segment: Segment, site: Site, examples: range, merge: Merge, subtypes: bool) -> Dependents:
+def _scan_block(
+    segment: Segment, site: Site, examples: range, merge: Merge, subtypes: bool, units: SamplingUnits
+) -> Dependents:
     table = segment.tokens(site.query_sequence).examples(examples.start, examples.stop)
     relation, governor = _annotations(segment, table, subtypes)
     n_words = np.diff(table.word_offset).astype(np.int64)
@@ -302,6 +322,7 @@ def _scan_block(segment: Segment, site: Site, examples: range, merge: Merge, sub
         offset_is_right,
         head_is_right,
         tuple(left_out),
+        units,
     )
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..errors import ConfigError
 from ..reading.snapshot import Snapshot
-from .evidence import Evidence, compute_evidence
+from .evidence.search_evidence import Evidence, compute_evidence
 from .pattern_search import SearchResult
 
 
@@ -56,6 +56,10 @@ class SplitSearch:
 
     selection: SearchResult
     evaluation: SearchResult
+    nulls: tuple[str, ...] = ()
+    """Nulls to compare with; by default the one of the pattern's kind."""
+    unit: str | None = None
+    """Sampling unit (`sampling_units`)."""
 
     def __post_init__(self) -> None:
         check_same_heads(self.selection.store, self.evaluation.store, self.evaluation.site.name)
@@ -63,7 +67,7 @@ class SplitSearch:
     @cached_property
     def evidence(self) -> Evidence:
         """Evidence for the scores of the second store, with the best fixed offset of the first."""
-        return compute_evidence(self.evaluation, self.selection)
+        return compute_evidence(self.evaluation, self.selection, nulls=self.nulls, unit=self.unit)
 
     def table(self, by: str = "mass") -> pd.DataFrame:
         """Return `SearchResult.table` of the second store, in the order of the first.

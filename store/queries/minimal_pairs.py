@@ -2,7 +2,8 @@
 
 Two examples with the same value in the pair column are a pair. The variant column distinguishes its members. Only pairs
 that align are compared: they have equally many tokens, the same words at the same positions, and all differing tokens
-in one word. Other pairs are left out and counted by reason. Every pair has the same weight.
+in one word. Other pairs are left out and counted by reason. Every pair has the same weight. Pairs of one sampling unit,
+such as a template, are not independent: intervals and tests are over units.
 
 Without a pattern the attention itself is compared. The rows of both members are distributions over the same positions,
 and their distance is the total variation: the share of the mass at different keys.
@@ -23,9 +24,14 @@ from jaxtyping import Float, Int64
 from ..errors import ConfigError, NotFoundError
 from ..reading.snapshot import Snapshot
 from ..schema.token_table import TokenFlag, TokenTable
-from .evidence import MINIMUM_EXAMPLES
+from .evidence.resampling import bootstrap_interval, false_discovery_rate, p_above_zero, p_two_sided
+from .evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 from .pattern_search import SearchResult
-from .resampling import bootstrap_interval, false_discovery_rate, p_above_zero
+
+FLOAT_ROUNDING = 1e-6
+"""Differences of this size come from the order of sums, which depends on the batch."""
+EDGE_ROUNDING = 2.0**-11
+"""Rounding of an edge's float16."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +149,14 @@ class Contrast:
     """Indices of the compared pairs, whose members both have a matching row."""
     difference: Float[np.ndarray, "layer head pair"]
     heads: xr.Dataset
-    """`difference`, `low`, `high` (95 % bootstrap over pairs), `mass_first`, `mass_second` (NaN for attention itself),
-    `p_value` (paired t test over pairs: two-sided for a pattern; for attention itself one-sided, above the mean of all
-    heads), `q_value` (false-discovery rate over heads); dims (layer, head)."""
+    """`difference`, `low`, `high` (95 % bootstrap over units), `mass_first`, `mass_second` (NaN for attention itself),
+    `p_value` (paired test over units: two-sided for a pattern; for attention itself one-sided, above the mean of all
+    heads), `q_value` (false-discovery rate over heads); dims (layer, head). A head whose differences are all within
+    `rounding` has no p-value."""
+    units: SamplingUnits
+    n_units: int
+    rounding: float
+    """Largest difference that the rounding of stored weights explains."""
 
     def table(self) -> pd.DataFrame:
         """Return one row for each head, the largest absolute difference first."""
@@ -178,11 +189,18 @@ class Contrast:
         return list(zip(names, first, second, values[order].tolist(), strict=True))
 
 
-def contrast(result: SearchResult, pairs: MinimalPairs, seed: int = 0) -> Contrast:
+def contrast(result: SearchResult, pairs: MinimalPairs, seed: int = 0, *, unit: str | None = None) -> Contrast:
     """Compare the members of minimal pairs by the mass of a search.
 
-    With fewer than five pairs there is no test: p and q are NaN.
+    With fewer than five sampling units there is no test: p and q are NaN. The unit of a pair is that of its first
+    member; `unit` is the argument of `sampling_units`.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such unit.
     """
+    units = sampling_units(result.store, unit)
     numbers = result.example_mass["example"].to_numpy()
     first_index, has_first = _positions(numbers, pairs.first)
     second_index, has_second = _positions(numbers, pairs.second)
@@ -190,13 +208,29 @@ def contrast(result: SearchResult, pairs: MinimalPairs, seed: int = 0) -> Contra
     mass = result.example_mass.to_numpy().astype(np.float64)
     first, second = mass[:, :, first_index[pair_index]], mass[:, :, second_index[pair_index]]
     difference = second - first  # [layer, head, pair]
-    above = p_above_zero(difference)
-    has_test = len(pair_index) >= MINIMUM_EXAMPLES
-    two_sided = 2 * np.minimum(above, 1 - above) if has_test else np.full(above.shape, np.nan)
-    unchanged = np.all(difference == 0, axis=-1) & np.isfinite(two_sided)
-    two_sided[unchanged] = 1.0
-    heads = _head_columns(difference, (first, second), two_sided, result.heads.coords, seed)
-    return Contrast(result, pairs, pair_index, difference, heads)
+    code = units.of(pairs.first[pair_index])
+    rounding = _rounding(result.store, result.basis)
+    p_value = p_two_sided(unit_sums(_above_rounding(difference, rounding), code))
+    heads = _head_columns(difference, (first, second), p_value, code, result.heads.coords, seed)
+    return Contrast(result, pairs, pair_index, difference, heads, units, len(np.unique(code)), rounding)
+
+
+def _rounding(store: Snapshot, basis: str) -> float:
+    """Return the largest difference of two weights that would be equal without rounding."""
+    codec = store.spec.attention_codec
+    if basis == "edges":
+        return EDGE_ROUNDING
+    if basis == "attention" and codec is not None:
+        return max(codec.max_absolute_error, FLOAT_ROUNDING)
+    return FLOAT_ROUNDING
+
+
+def _above_rounding(
+    difference: Float[np.ndarray, "layer head pair"], rounding: float
+) -> Float[np.ndarray, "layer head pair"]:
+    """Return the differences, 0 for heads whose differences are all within `rounding`: these get no p-value."""
+    has_size = np.abs(difference).max(axis=-1, keepdims=True, initial=0) > rounding
+    return np.where(has_size, difference, 0.0)
 
 
 def attention_contrast(
@@ -205,20 +239,22 @@ def attention_contrast(
     site: str | None = None,
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
+    *,
+    unit: str | None = None,
 ) -> Contrast:
     """Compute the distance of every head's attention between the members of minimal pairs: 0 equal, 1 disjoint.
 
     The distance of a pair is the mean over query positions of half the sum of the absolute differences. `p_value` tests
-    whether a head differs more than the mean head. With fewer than five pairs there is no test.
+    whether a head differs more than the mean head. With fewer than five sampling units there is no test.
 
     Raises
     ------
     ConfigError
         The site joins two texts, but pairs align within one text.
     NotFoundError
-        The store has neither attention nor query and key.
+        The store has neither attention nor query and key, or there is no such unit.
     """
-    site_spec = store.site(site)
+    site_spec, units = store.site(site), sampling_units(store, unit)
     if site_spec.query_sequence != site_spec.key_sequence:
         raise ConfigError(
             f"site {site_spec.name} joins two texts; expected a site within one text. Choose another --site."
@@ -232,25 +268,26 @@ def attention_contrast(
             )
             difference[row, :, index] = np.abs(first - second).sum(axis=-1, dtype=np.float64).mean(axis=-1) / 2
         on_progress(index + 1, len(pairs.names))
-    p_value = np.full(shape, np.nan)
-    if len(pairs.names) >= MINIMUM_EXAMPLES:
-        p_value = p_above_zero(difference - difference.mean(axis=(0, 1)))
+    code, rounding = units.of(pairs.first), _rounding(store, "attention")
+    p_value = p_above_zero(unit_sums(difference - difference.mean(axis=(0, 1)), code), FLOAT_ROUNDING)
     coords = {"layer": np.array(site_spec.layers), "head": np.arange(site_spec.n_heads)}
     no_mass = np.full(difference.shape, np.nan)
-    heads = _head_columns(difference, (no_mass, no_mass), p_value, coords, seed)
-    return Contrast(None, pairs, np.arange(len(pairs.names)), difference, heads)
+    heads = _head_columns(difference, (no_mass, no_mass), p_value, code, coords, seed)
+    index = np.arange(len(pairs.names))
+    return Contrast(None, pairs, index, difference, heads, units, len(np.unique(code)), rounding)
 
 
 def _head_columns(
     difference: Float[np.ndarray, "layer head pair"],
     masses: tuple[Float[np.ndarray, "layer head pair"], Float[np.ndarray, "layer head pair"]],
     p_value: Float[np.ndarray, "layer head"],
+    code: Int64[np.ndarray, "pair"],
     coords: Mapping[Any, Any],
     seed: int,
 ) -> xr.Dataset:
-    """Compute `Contrast.heads`; `masses` are those of the first and the second members."""
+    """Compute `Contrast.heads`; `masses` are those of the first and the second members, `code` is the unit of a pair."""
     n_pairs = difference.shape[-1]
-    low, high = bootstrap_interval(difference, np.ones(n_pairs), seed=seed)
+    low, high = bootstrap_interval(unit_sums(difference, code), np.bincount(code), bounds=(-1, 1), seed=seed)
 
     def mean(values: np.ndarray) -> np.ndarray:
         return values.mean(axis=-1) if n_pairs else np.full(values.shape[:-1], np.nan)

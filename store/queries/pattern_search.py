@@ -7,7 +7,7 @@ The scores of a head are computed over the rows (query tokens) that have at leas
 - baseline: mass of uniform attention over the visible keys,
 - lift: mass / baseline.
 
-`SearchResult.evidence` adds a fixed-offset baseline, an interval and a p-value to the scores (`evidence.py`).
+`SearchResult.evidence` adds intervals and the comparison with a null (`evidence/`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from ..schema.token_table import TokenTable
 from ..schema.traces import Site, head_index
 from ..schema.words_without_tokens import words_left_out
 from .answer_notes import column_notes, count_texts, missing_texts, note_on, text_lookups
-from .evidence import Baselines, Evidence, compute_baselines, compute_evidence
+from .evidence.baselines import Baselines, compute_baselines
+from .evidence.search_evidence import Evidence, compute_evidence
 from .search_plan import Client, SearchPlan
 from .search_plan import SearchProgress as SearchProgress
 from .segment_scan import Basis, RequestedBasis, SegmentScores, basis_for
@@ -109,15 +110,15 @@ class SearchResult:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """Intervals, the fixed-offset baseline and p-values, computed on first use."""
+        """Intervals, and the comparison with the null of the pattern's kind, computed on first use."""
         return compute_evidence(self)
 
     def table(self, by: str = "mass", evidence: Evidence | None = None) -> pd.DataFrame:
         """Return one row for each head, best first.
 
         Columns: layer, head, mass, hit_rate, baseline, lift, rows, examples, and from `evidence` (default: that of this
-        search) mass_low, mass_high, offset_baseline, offset_lift, p_value, q_value and rank. The best head has rank 1.
-        The rank is missing if there are too few rows or examples.
+        search) mass_low, mass_high, offset_baseline, offset_lift, for each null expected_NULL, above_NULL, p_NULL and
+        q_NULL, and rank. The best head has rank 1. The rank is missing if there are too few rows or sampling units.
 
         Raises
         ------
@@ -133,8 +134,10 @@ class SearchResult:
         for name in ("mass_low", "mass_high"):
             table[name] = evidence.heads[name].to_numpy().ravel()
         table["offset_baseline"] = evidence.offset_baseline
-        for name in ("offset_lift", "p_value", "q_value"):
-            table[name] = evidence.heads[name].to_numpy().ravel()
+        table["offset_lift"] = evidence.heads["offset_lift"].to_numpy().ravel()
+        for null in evidence.nulls:
+            for name in ("expected", "above", "p_value", "q_value"):
+                table[f"{name.removesuffix('_value')}_{null.name}"] = null.heads[name].to_numpy().ravel()
         table = table.sort_values(by, ascending=False, kind="stable", na_position="last", ignore_index=True)
         rank = pd.array(range(1, len(table) + 1), dtype="Int64")
         rank[~np.isfinite(table[by].to_numpy()) if evidence.is_supported else slice(None)] = pd.NA

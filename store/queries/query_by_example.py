@@ -31,12 +31,14 @@ from ..reading.attention_rebuild import why_not_rebuilt
 from ..reading.snapshot import Snapshot
 from ..schema.traces import Site
 from .arc_hypotheses import Hypothesis, hypotheses
-from .evidence import MINIMUM_EXAMPLES, MINIMUM_ROWS
+from .evidence.resampling import bootstrap_interval
+from .evidence.sampling_units import sampling_units, unit_sums
+from .evidence.search_evidence import MINIMUM_ROWS
 from .marked_arcs import Arc, check_arcs, parse_arcs
 from .pattern_search import ExampleHit, SearchResult, search
-from .resampling import bootstrap_interval
 from .segment_scan import RequestedBasis
 
+MINIMUM_EXAMPLES = 5
 N_CANDIDATES = 8
 _NEAR_BEST = 0.8
 _PER_RELATION = 3
@@ -104,8 +106,10 @@ class Candidate:
         return float(self.score.max(initial=0))
 
     def interval(self) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
-        """Compute the 95 % bootstrap interval of the mass over examples."""
-        return bootstrap_interval(self._sums, self._rows)
+        """Compute the 95 % bootstrap interval of the mass over the store's sampling units."""
+        numbers = self.result.example_mass["example"].to_numpy()[self.is_unmarked]
+        unit = sampling_units(self.result.store).of(numbers)
+        return bootstrap_interval(unit_sums(self._sums, unit), unit_sums(self._rows, unit), bounds=(0, 1))
 
 
 @dataclass(frozen=True)

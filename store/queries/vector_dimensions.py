@@ -32,7 +32,8 @@ from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.stored_vectors import read_vectors
 from ..schema.traces import Site, head_index
-from .resampling import bootstrap_interval
+from .evidence.resampling import bootstrap_interval
+from .evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 
 PAIR_COLUMNS = ("pair", "first", "second", "frequency", "period")
 _COLUMNS = ("matching", "control", "difference", "low", "high", "share")
@@ -58,6 +59,7 @@ class NeuronResult:
     """Number of rows left out because all of their visible keys match."""
     codec: str
     """Codec of query and key."""
+    units: SamplingUnits = field(repr=False)
 
     @property
     def rows(self) -> int:
@@ -68,6 +70,11 @@ class NeuronResult:
     def n_examples(self) -> int:
         """Number of examples that were compared."""
         return self.example_difference.sizes["example"]
+
+    @property
+    def n_units(self) -> int:
+        """Number of sampling units that were compared."""
+        return len(np.unique(self.units.of(self.example_difference["example"].to_numpy())))
 
     @property
     def score_difference(self) -> float:
@@ -106,7 +113,9 @@ class NeuronResult:
         ]
         sums = self.example_difference.to_numpy()
         pair_sums = np.stack([sums[:, dimensions].sum(axis=1) for dimensions in members])
-        low, high = bootstrap_interval(pair_sums, self.example_difference["rows"].to_numpy())
+        code = self.units.of(self.example_difference["example"].to_numpy())
+        rows_of_unit = unit_sums(self.example_difference["rows"].to_numpy(), code)
+        low, high = bootstrap_interval(unit_sums(pair_sums, code), rows_of_unit)
         for index, dimensions in enumerate(members):
             rotates = index < len(frequencies)
             values = {name: float(self.dimensions[name].to_numpy()[dimensions].sum()) for name in _COLUMNS[:3]}
@@ -134,15 +143,21 @@ def neurons(
     head: int,
     site: str | None = None,
     *,
+    unit: str | None = None,
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> NeuronResult:
     """Measure the dimensions of a head's query and key that separate matching keys from the row's other visible keys.
 
+    Parameters
+    ----------
+    unit
+        Sampling unit of the intervals (`sampling_units`).
+
     Raises
     ------
     NotFoundError
-        The store has no query and key, or there is no such head.
+        The store has no query and key, or there is no such head or unit.
     PatternError
         The pattern cannot be read, or uses a name that the store does not have.
     """
@@ -165,7 +180,10 @@ def neurons(
     total = rows.sum()
     matching, control = sums.sum(axis=0) / total if total else np.full((2, site_spec.d_head), np.nan)
     difference = sums[:, 0] - sums[:, 1]  # [example, d_head]
-    low, high = bootstrap_interval(difference.T, rows, seed=seed)
+    units = sampling_units(store, unit)
+    example = np.concatenate([np.empty(0, np.int64), *numbers])
+    code = units.of(example)
+    low, high = bootstrap_interval(unit_sums(difference.T, code), unit_sums(rows, code), seed=seed)
     columns = {"matching": matching, "control": control, "difference": matching - control, "low": low, "high": high}
     dimension = np.arange(site_spec.d_head)
     return NeuronResult(
@@ -177,7 +195,7 @@ def neurons(
         xr.DataArray(
             difference,
             {
-                "example": np.concatenate([np.empty(0, np.int64), *numbers]),
+                "example": example,
                 "dimension": dimension,
                 "rows": ("example", rows),
             },
@@ -188,6 +206,7 @@ def neurons(
         sum(part.n_control for part in segment_sums),
         sum(part.n_without_control for part in segment_sums),
         store.spec.keep.query_key,
+        units,
     )
 
 

@@ -9,72 +9,19 @@ word needs the rows of all of its tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 
 from ..containers.shard_writer import CHUNK_PAIRS
 from ..patterns.matching import Matcher, Matches
-from ..patterns.matching_rows import MatchingRows
+from ..patterns.matching_rows import MatchingWordRows
 from ..reading.block_weights import is_rebuilt
 from ..reading.pair_attention import read_dropped
 from ..reading.segment import Segment
-from ..reading.visible_keys import visible_pairs
-from ..reading.word_attention import Merge, WordPairs, example_blocks, plan_segment, segment_word_attention
-from ..schema.layer_masks import LayerMask
+from ..reading.word_attention import Merge, example_blocks, segment_word_attention
 from ..schema.traces import Site
 from .segment_scan import BLOCK_WEIGHTS, Basis, SegmentScores, Stopped
-
-
-@dataclass(frozen=True)
-class MatchingWordRows(MatchingRows):
-    """The query words of some examples that have matching key words."""
-
-    merge: Merge
-
-    @cached_property
-    def examples(self) -> range:
-        """Examples from the first to the last with a match, within the segment."""
-        return range(int(self.example[0]), int(self.example[-1]) + 1)
-
-    @cached_property
-    def plan(self) -> WordPairs:
-        """Plan that merges the token pairs of these examples to word pairs."""
-        return plan_segment(self.segment, self.site, self.examples, self.merge)
-
-    @cached_property
-    def word(self) -> tuple[Int64[np.ndarray, "match"], Int64[np.ndarray, "match"]]:
-        """Query word and key word of each match: its index over all examples of the plan, and in its example."""
-        evaluator = self.matcher.evaluator  # its positions count words with tokens, as the plan does
-        example = evaluator.query.example[self.matches.query] - self.examples.start
-        n_before = np.cumsum(self.plan.n_query_words) - self.plan.n_query_words
-        return n_before[example] + evaluator.query.position[self.matches.query], self.key_pos
-
-    @cached_property
-    def cell(self) -> Int64[np.ndarray, "match"]:
-        """Word pair of each match in the plan."""
-        query, key = self.word
-        return self.plan.begin[query] + key
-
-    def is_visible(self, mask: LayerMask) -> Bool[np.ndarray, "match"]:
-        """Return True for each match of which a token of the query word sees a token of the key word."""
-        return self.plan.merge(self._visible(mask).astype(np.float64)[None])[0][self.cell] > 0
-
-    def uniform(self, mask: LayerMask) -> Float[np.ndarray, "row"]:
-        """Compute the mass of uniform attention under this mask on the matching words, merged like attention."""
-        visible = self._visible(mask)
-        length = np.diff(np.append(self.plan.row_start, len(visible)))
-        token_row = np.repeat(np.arange(len(length)), length)
-        shares = visible / np.maximum(np.bincount(token_row, visible, len(length)), 1)[token_row]
-        merged = self.plan.merge(shares[None])[0]
-        return np.add.reduceat(merged[self.cell], self.first)
-
-    def _visible(self, mask: LayerMask) -> Bool[np.ndarray, "pair"]:
-        offset = self.segment.pair_offset(self.site.name)
-        pairs = slice(int(offset[self.examples.start]), int(offset[self.examples.stop]))
-        return visible_pairs(self.segment, self.site, mask, pairs)
 
 
 def word_basis(segment: Segment, site: Site) -> Basis:

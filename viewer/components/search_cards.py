@@ -92,7 +92,10 @@ class RankedHead(TypedDict):
     lift: float
     low: float
     high: float
-    offset_lift: float
+    expected: float
+    """Mass that the null expects."""
+    above: float
+    """Mass / expected mass."""
     q: float
     rows: int
     bookmark: dict[str, str | bool] | None
@@ -107,9 +110,9 @@ class HeadListFrame(TypedDict):
     measure: str
     n_heads: int
     stale: bool
-    offset: float | None
-    """Mass of the best fixed offset."""
-    offsets: str
+    null: str
+    """Null that heads are compared with."""
+    sentence: str
     ranked: bool
     """True if there are enough rows to rank heads."""
 

@@ -14,6 +14,7 @@ import panel as pn
 
 from headatlas.store.errors import HeadAtlasError, PatternError
 from headatlas.store.patterns.token_fields import EXAMPLE_FIELDS, TOKEN_FIELDS
+from headatlas.store.queries.evidence.nulls import NULLS
 from headatlas.store.queries.pattern_search import SearchProgress, SearchResult
 
 from ..components.background import Check, Newest, background
@@ -319,16 +320,26 @@ def waiting_frame(
     }
 
 
+NULL_LABELS: dict[str, str] = {
+    "uniform": "uniform attention",
+    "sink_free": "uniform attention without sinks",
+    "habit": "the head's habit",
+    "matched": "matched keys",
+    "labels": "permuted labels",
+    "mismatched": "mismatched pairs",
+    "offset": "the best offset",
+}
+
+
 def summary_frame(result: SearchResult, data: DataSource, seconds: float, stale: bool) -> SummaryFrame:
     """Build the summary of a result: numbers of rows, examples and heads."""
-    above = int((result.heads["lift"].values > 1).sum())
-    above_offset, offset = int((result.evidence.heads["offset_lift"].values > 1).sum()), result.evidence.offset_baseline
+    null = result.evidence.null
     figures = [
         [f"{result.rows:,}", "query rows with a match"],
         [f"{result.n_examples:,}", f"of {data.n_examples:,} examples"],
         [f"{result.heads['mass'].size:,}", "heads"],
-        [f"{above:,}", "above uniform attention"],
-        *([[f"{above_offset:,}", "above the best fixed offset"]] if np.isfinite(offset) else []),
+        [f"{null.n_above:,}", f"above {NULL_LABELS[null.name]} (q < 0.05)"],
+        [f"{result.evidence.n_units:,}", f"sampling units: {visible(result.evidence.units.name)}"],
     ]
     duration = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
     return {
@@ -352,10 +363,10 @@ def heads_frame(
         for name, column in (
             ("low", "mass_low"),
             ("high", "mass_high"),
-            ("offset_lift", "offset_lift"),
-            ("q", "q_value"),
         )
     }
+    null_table = {name: evidence.null.heads[name].values for name in ("expected", "above", "q_value")}
+    evidence_table |= {"expected": null_table["expected"], "above": null_table["above"], "q": null_table["q_value"]}
     order = np.argsort(-np.nan_to_num(table[state.measure], nan=-1.0), axis=None, kind="stable")[:MAX_HEADS]
     rows = []
     for rank, flat in enumerate(order.tolist(), 1):
@@ -374,15 +385,15 @@ def heads_frame(
                 "on": is_chosen,
             }
         )
-    offset = evidence.offset_baseline
-    scale = np.concatenate([table["mass"].ravel(), evidence_table["high"].ravel(), table["baseline"].ravel(), [offset]])
+    columns = table["mass"], evidence_table["high"], table["baseline"], evidence_table["expected"]
+    scale = np.concatenate([column.ravel() for column in columns])
     return {
         "rows": rows,
         "high": upper_end(scale.astype(np.float32)),
         "measure": state.measure,
         "n_heads": table["mass"].size,
         "stale": stale,
-        "offset": offset if np.isfinite(offset) else None,
-        "offsets": " and ".join(f"{step:+d}".replace("-", "\u2212") if step else "0" for step in evidence.offsets),
+        "null": NULL_LABELS[evidence.null.name],
+        "sentence": evidence.null.note or NULLS[evidence.null.name].sentence,
         "ranked": evidence.is_supported,
     }

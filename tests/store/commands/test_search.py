@@ -37,7 +37,8 @@ def test_search_json_has_the_documented_shape(traced):
     output = json.loads(run("search", traced.store.path, "previous_token", "--json", "--examples", 2))
     assert len(output["heads"]) == 6
     keys = ["layer", "head", "mass", "hit_rate", "baseline", "lift", "rows", "examples"]
-    keys += ["mass_low", "mass_high", "offset_baseline", "offset_lift", "p_value", "q_value", "rank"]
+    keys += ["mass_low", "mass_high", "offset_baseline", "offset_lift", "expected_uniform", "above_uniform"]
+    keys += ["p_uniform", "q_uniform", "rank"]
     assert all(list(head) == keys for head in output["heads"])
     masses = [head["mass"] for head in output["heads"]]
     assert masses == sorted(masses, reverse=True)
@@ -63,7 +64,7 @@ def test_search_without_a_match_is_still_json(traced):
     assert output["examples"] == []
     (head,) = output["heads"]
     assert {name for name, value in head.items() if value == 0} == {"layer", "head", "rows", "examples"}
-    assert all(head[name] is None for name in ("mass", "hit_rate", "lift", "mass_low", "q_value", "rank"))
+    assert all(head[name] is None for name in ("mass", "hit_rate", "lift", "mass_low", "q_habit", "rank"))
     assert output["search"]["supported"] is False
     assert output["search"]["notes"][0].startswith("no token has text 'nobody'")
 

@@ -38,7 +38,9 @@ def traced(tmp_path_factory):
     trees = [[(-1, "root"), *[(0, "dep")] * (n - 1)] for n in LENGTHS]
     path = tmp_path_factory.mktemp("compared") / "store"
     store, examples = write_trees(path, [trees[:15], trees[15:]], attention_of, columns={"genre": GENRES})
-    return store.annotate("share", {i: share for i, share in enumerate(SHARES) if share is not None}), examples
+    store = store.annotate("share", {i: share for i, share in enumerate(SHARES) if share is not None})
+    store = store.annotate("block", dict(enumerate(DOCUMENTS)))
+    return store.annotate("share_class", {i: int(10 * (share or 0)) for i, share in enumerate(SHARES)}), examples
 
 
 def masses(examples, offset, first):
@@ -70,7 +72,7 @@ def test_two_patterns_are_compared_in_pairs(traced):
     number, difference = ahead.extreme_examples(1, 2, 1)[0]
     assert difference == pytest.approx(expected[:, 1, 2].min(), abs=1e-6)
     assert expected[number, 1, 2] == pytest.approx(difference, abs=1e-6)
-    coarse = versus(result, others[:1], unit=np.array(DOCUMENTS))[0]
+    coarse = versus(result, others[:1], unit="block")[0]
     by_document = expected.reshape(10, 4, 2, 3).mean(axis=1)
     np.testing.assert_allclose(coarse.heads["p_value"], stats.ttest_1samp(by_document, 0).pvalue, rtol=1e-3)
 
@@ -125,7 +127,7 @@ def test_the_mass_of_examples_is_correlated_with_their_number(traced):
     assert 0.9 < best["low"] < best["rho"] < best["high"]
     assert (correlated.left_out, len(correlated.scatter(0, 0))) == (1, 39)
     np.testing.assert_allclose(correlated.scatter(0, 0)["mass"], means[has_share, 0, 0], atol=1e-6)
-    by_share = correlate(search(store, PATTERN), "share", unit=np.array([int(10 * (s or 0)) for s in SHARES]))
+    by_share = correlate(search(store, PATTERN), "share", unit="share_class")
     assert by_share.n_units == 10
     with pytest.raises(ConfigError, match="genre is text; expected numbers"):
         correlate(search(store, PATTERN), "genre")

@@ -105,8 +105,10 @@ def test_statistics_are_compared_in_pairs_with_one_rate_over_the_series(series):
     np.testing.assert_allclose(
         np.concatenate([s.statistics["q_value"].to_numpy().ravel() for s in steps]), q, rtol=1e-6
     )
-    unit = np.repeat([0, 1, 2, 3], 2)
-    assert np.isnan(diff(stores[:2], unit=unit)[0].heads["divergence_low"]).all()  # four units
+    blocks = stores[0].annotate(
+        "block", {number: i // 2 for i, number in enumerate(stores[0].example_numbers().tolist())}
+    )
+    assert np.isnan(diff([blocks, stores[1]], unit="block")[0].heads["divergence_low"]).all()  # four units
 
 
 def test_examples_with_other_tokens_are_left_out_and_other_heads_refused(series, tmp_path):

@@ -1,6 +1,7 @@
 """Minimal pairs compared with a loop over the pairs, and every reason to leave out a pair."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -68,21 +69,66 @@ def test_differences_equal_a_loop_over_the_pairs(pair_store):
     expected = np.array([mass(2 * i + 1) - mass(2 * i) for i in range(12)])
     np.testing.assert_allclose(result.difference, np.moveaxis(expected, 0, -1), atol=1e-6)
     np.testing.assert_allclose(result.heads["difference"], expected.mean(axis=0), atol=1e-6)
-    with np.errstate(invalid="ignore"):  # head 0.0: 0 / 0
-        t = expected.mean(axis=0) / (expected.std(axis=0, ddof=1) / np.sqrt(12))
     heads = result.heads
-    assert (
-        (heads["p_value"].to_numpy() < 0.05) == (np.abs(np.nan_to_num(t)) > 2.200985)
-    ).all()  # 11 degrees of freedom
-    assert float(heads["q_value"][0, 1]) < 1e-6
+    signs = np.array(list(itertools.product((1, -1), repeat=12)))
+    sums = np.einsum("sp,plh->slh", signs, expected)
+    larger = [(sums >= sums[0] - 1e-9).mean(axis=0), (sums <= sums[0] + 1e-9).mean(axis=0)]
+    p_value = np.minimum(2 * np.minimum(*larger), 1)
+    p_value[0, 0] = np.nan  # no difference at all
+    np.testing.assert_allclose(heads["p_value"], p_value, atol=1e-9)
+    assert float(heads["q_value"][0, 1]) < 0.01
     assert float(heads["difference"][0, 0]) == 0
-    assert float(heads["p_value"][0, 0]) == 1
     best = result.table().iloc[0]
     assert (best["layer"], best["head"], best["pairs"]) == (0, 1, 12)
     assert best["low"] < best["difference"] < best["high"]
     name, first, second, difference = result.driving_pairs(0, 1)[0]
     assert difference == pytest.approx(expected[:, 0, 1].max(), abs=1e-6)
     assert (name, second) == (f"p{first // 2}", first + 1)
+
+
+def test_pairs_of_a_unit_count_once_and_rounding_has_no_p_value(tmp_path):
+    """Head 0.0 differs by 1e-8 in every pair, head 0.1 by a number of its template. The old p of both was below 0.02."""
+    effect = dict(zip("abcdefgh", (0.2, 0.2, 0.2, 0.2, -0.1, -0.1, 0.1, -0.1), strict=True))
+    rng, count = np.random.default_rng(0), iter(range(96))
+
+    def attention_of(tokens):
+        number = next(count)
+        n = len(tokens)
+        weights = np.full((1, 2, n, n), 0.01, np.float32)
+        weights[:, :, np.arange(n), np.arange(n) - 1] = 0.25
+        rows = np.arange(1, n)
+        weights[0, 0, rows, rows - 1] += 6e-8 * (number % 2)
+        weights[0, 1, rows, rows - 1] += effect["abcdefgh"[number // 12]] * (number % 2) + 0.001 * rng.random()
+        return weights
+
+    columns = {
+        "pair": [f"p{i // 2}" for i in range(96)],
+        "variant": ["he", "she"] * 48,
+        "template": ["abcdefgh"[i // 12] for i in range(96)],
+    }
+    store, _ = write_trees(
+        tmp_path / "store",
+        [[CHAIN] * 96],
+        attention_of,
+        chain_table,
+        columns=columns,
+        n_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+    )
+    searched, pairs = search(store, PATTERN), minimal_pairs(store)
+    result = contrast(searched, pairs)
+    assert (result.units.name, result.n_units, len(result.pair_index)) == ("template", 8, 48)
+    assert np.isnan(result.heads["p_value"][0, 0])
+    assert float(result.heads["difference"][0, 0]) > 0
+    assert float(result.heads["p_value"][0, 1]) > 0.05
+    alone = contrast(searched, pairs, unit="example")
+    assert float(alone.heads["p_value"][0, 1]) < 0.02
+    assert np.isnan(alone.heads["p_value"][0, 0])
+    width, narrow = (float(r.heads["high"][0, 1] - r.heads["low"][0, 1]) for r in (result, alone))
+    assert width > 1.5 * narrow
+    with pytest.raises(NotFoundError, match="no annotation 'topic'"):
+        contrast(searched, pairs, unit="topic")
 
 
 def test_attention_itself_is_compared_row_by_row(pair_store):
@@ -97,9 +143,8 @@ def test_attention_itself_is_compared_row_by_row(pair_store):
     np.testing.assert_allclose(result.difference, expected, atol=1e-6)
     assert float(result.heads["difference"][0, 0]) == 0
     above = expected - expected.mean(axis=(0, 1))
-    with np.errstate(invalid="ignore"):
-        t = above.mean(axis=-1) / (above.std(axis=-1, ddof=1) / np.sqrt(12))
-    assert ((result.heads["p_value"].to_numpy() < 0.05) == (t > 1.795885)).all()  # 11 degrees of freedom, one-sided
+    sums = above @ np.array(list(itertools.product((1, -1), repeat=12))).T
+    np.testing.assert_allclose(result.heads["p_value"], (sums >= sums[..., :1] - 1e-9).mean(axis=-1), atol=1e-9)
     assert np.isnan(result.heads["mass_first"]).all()
     name, first, _, largest = result.driving_pairs(0, 1, 1)[0]
     assert (name, largest) == (f"p{first // 2}", pytest.approx(expected[0, 1].max(), abs=1e-6))

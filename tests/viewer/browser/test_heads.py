@@ -51,15 +51,15 @@ def test_ranked_heads_show_their_interval_and_both_baselines(page: Page, url: st
         layer, head = map(int, row["head"].split("."))
         expected = table.loc[(layer, head)]
         for field, name in (
-            ("mass", "mass"), ("low", "mass_low"), ("high", "mass_high"), ("offset", "offset_lift"), ("q", "q_value")
+            ("mass", "mass"), ("low", "mass_low"), ("high", "mass_high"), ("above", "above_uniform"), ("q", "q_uniform")
         ):  # fmt: skip
             assert float(row[field]) == pytest.approx(expected[name], abs=2e-6)
     best = page.locator("button[data-head='0.1']")
     low, high = (float(best.locator("[data-low]").get_attribute(f"data-{end}")) for end in ("low", "high"))
     assert low <= table.loc[(0, 1), "mass"] <= high
-    page.get_by_text(f"offset \u22121: {result.evidence.offset_baseline:.2f}".replace("0.", ".")).wait_for()
-    above_offset = int((result.evidence.heads["offset_lift"] > 1).sum())
-    assert f"{above_offset} above the best fixed offset" in page.get_by_role("status").first.inner_text()
+    page.get_by_text("grey: not above uniform attention").wait_for()
+    assert page.locator(".hr.below").count() == int((table["q_uniform"] >= 0.05).sum())
+    assert f"{result.evidence.null.n_above} above uniform attention" in page.get_by_role("status").first.inner_text()
 
 
 def test_the_head_map_and_the_scatter_have_the_numbers_of_the_layers(page: Page, tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from slow_search import CONDITIONS, SITES, slow_search, visible
 from traced_corpus import make_site, make_store
 
 from headatlas.store.errors import ConfigError
-from headatlas.store.queries.evidence import MAX_OFFSET, OFFSETS, compute_evidence
+from headatlas.store.queries.evidence.baselines import MAX_OFFSET, OFFSETS
+from headatlas.store.queries.evidence.resampling import random_half
+from headatlas.store.queries.evidence.search_evidence import compute_evidence
 from headatlas.store.queries.held_out import SplitSearch, check_same_heads
 from headatlas.store.queries.pattern_search import search
-from headatlas.store.queries.resampling import random_half
 
 LENGTHS = ((3, 7, 5, 9), (1, 0, 8, 6, 4), (6, 12))
 
@@ -23,7 +24,7 @@ def stores(tmp_path_factory):
 
 
 def slow_baselines(traced, site, holds):
-    """Compute for each example, pair by pair: rows, {offset: matching rows}, uniform mass of each layer."""
+    """Compute for each example: rows, {offset: matching rows}, uniform mass of each layer, and without special keys."""
     sums = {}
     for index in range(len(traced.attention[site.name])):
         query, key = traced.tokens[site.query_sequence][index], traced.tokens[site.key_sequence][index]
@@ -31,13 +32,16 @@ def slow_baselines(traced, site, holds):
             keys = {k for k in range(q + 1 if site.causal else len(key)) if holds(query, key, q, k)}
             if not keys:
                 continue
-            rows, right, uniform = sums.setdefault(index, [0, dict.fromkeys(OFFSETS, 0), np.zeros(site.n_layers)])
+            empty = [0, dict.fromkeys(OFFSETS, 0), np.zeros(site.n_layers), np.zeros(site.n_layers)]
+            rows, right, uniform, plain = sums.setdefault(index, empty)
             sums[index][0] = rows + 1
             for offset in OFFSETS:
                 right[offset] += q + offset in keys
             for layer in range(site.n_layers):
                 visible_keys = visible(site, layer, len(key), q)
                 uniform[layer] += len(keys & set(visible_keys)) / len(visible_keys) if visible_keys else 0
+                counted = [k for k in visible_keys if not key.special[k] or k in keys]
+                plain[layer] += len(keys & set(visible_keys)) / len(counted) if counted else 0
     return sums
 
 
@@ -52,6 +56,7 @@ def test_baselines_equal_the_slow_loop(stores, kind, text):
     for column, example in enumerate(sorted(slow)):
         assert dict(zip(OFFSETS, baselines.offset_rows[:, column].tolist(), strict=True)) == slow[example][1]
         np.testing.assert_allclose(baselines.uniform[:, column], slow[example][2], atol=1e-12)
+        np.testing.assert_allclose(baselines.uniform_without_special[:, column], slow[example][3], atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", SITES)
@@ -72,13 +77,21 @@ def test_the_offset_is_chosen_on_the_other_half(stores, kind):
     assert evidence.offset_baseline == pytest.approx(right / sum(slow[e][0] for e in examples))
 
 
-def test_a_pattern_that_is_an_offset_has_the_baseline_one(stores):
+def test_a_pattern_that_is_an_offset_is_not_compared_with_one(stores):
+    """Head 0.0 attends to the previous token. Its q was 1: it cannot exceed the offset that it is."""
     result = search(stores["full"].store, "previous_token")
-    assert (result.evidence.offsets, result.evidence.offset_baseline) == ((-1,), 1.0)
+    evidence = result.evidence
+    assert (evidence.offsets, evidence.offset_baseline, evidence.is_offset) == ((-1,), 1.0, True)
+    assert np.isnan(evidence.heads["offset_lift"]).all()
+    assert (evidence.kind, evidence.null.name) == ("position", "uniform")
+    table = result.table()
+    assert (table["layer"][0], table["head"][0]) == (0, 0)
+    assert table["q_uniform"][0] < 0.05
     far = search(stores["full"].store, f"key.position == query.position - {MAX_OFFSET}")
     assert (far.evidence.offsets[0], far.evidence.offset_baseline) == (-MAX_OFFSET, 1.0)
-    np.testing.assert_allclose(result.evidence.heads["offset_lift"], result.heads["mass"])
-    assert (result.evidence.heads["p_value"] > 0.5).all()
+    asked = compute_evidence(result, nulls=["offset"])
+    assert "fixed offset itself" in asked.null.note
+    assert np.isnan(asked.null.heads["p_value"]).all()
 
 
 def test_only_a_head_that_follows_no_offset_is_significant(tmp_path, monkeypatch):
@@ -111,8 +124,14 @@ def test_only_a_head_that_follows_no_offset_is_significant(tmp_path, monkeypatch
     assert (ranked["layer"][0], ranked["head"][0], ranked["rank"][0]) == (0, 1, 1)
     assert ranked["mass"][0] == pytest.approx(1)
     assert ranked["offset_lift"][0] > 2
-    assert ranked["q_value"][0] < 1e-6
-    assert (ranked["q_value"][1:] > 0.05).all()
+    assert ranked["q_habit"][0] < 1e-6
+    assert (ranked["q_habit"][1:] > 0.05).all()
+    every_null = ["uniform", "sink-free", "habit", "matched", "labels", "mismatched", "offset"]
+    ranked = result.table(evidence=compute_evidence(result, nulls=every_null))
+    for name in every_null:
+        column = ranked[f"q_{name.replace('-', '_')}"]
+        assert column[0] < 1e-3, name
+        assert (column[1:] > 0.05).all(), name
     assert ((ranked["mass_low"] <= ranked["mass"]) & (ranked["mass"] <= ranked["mass_high"])).all()
 
 
@@ -122,7 +141,7 @@ def test_few_rows_are_reported_and_not_ranked(stores):
     assert not result.evidence.is_supported
     table = result.table()
     assert table["rank"].isna().all()
-    assert table["q_value"].isna().all()
+    assert table["q_uniform"].isna().all()
     assert table["mass"].notna().all()
     assert compute_evidence(result, minimum_rows=5).is_supported
 

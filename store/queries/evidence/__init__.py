@@ -1,0 +1,1 @@
+"""Evidence for numbers of a query: sampling units, intervals, tests, and the nulls that scores are compared with."""

@@ -1,0 +1,111 @@
+"""Sampling units: the groups of examples that count as independent in intervals and tests.
+
+Sentences of a document, windows of a text, members of a pair and sentences of a template are alike. They are one unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64, Num
+
+from ...errors import NotFoundError
+from ...reading.snapshot import Snapshot
+from ...schema.token_table import Column
+from .resampling import RELIABLE_UNITS
+
+EXAMPLE = "example"
+"""Name of the unit if every example is one."""
+UNIT_COLUMNS = ("template", "document", "window_of", "pair")
+"""Annotations whose values are units by default. Of several the coarsest is taken."""
+
+
+@dataclass(frozen=True)
+class SamplingUnits:
+    """The unit of each example of a store."""
+
+    name: str
+    """Annotation whose values are the units, or "example"."""
+    number: Int64[np.ndarray, "example"]
+    """Numbers of the examples in the store, ascending."""
+    unit: Int64[np.ndarray, "example"]
+    """Unit of each example, from 0. An example without a value is a unit of its own."""
+
+    def of(self, numbers: Num[np.ndarray, "row"]) -> Int64[np.ndarray, "row"]:
+        """Return the unit of each of these examples, counted from 0 among the units that occur."""
+        return np.unique(self.unit[np.searchsorted(self.number, numbers)], return_inverse=True)[1].astype(np.int64)
+
+    def describe(self, n_units: int) -> str:
+        """Say how many units an answer rests on, with a warning if these are few."""
+        noun = f"{self.name}s" if n_units != 1 else self.name
+        if self.name != EXAMPLE:
+            noun = f"values of {self.name}" if n_units != 1 else f"value of {self.name}"
+        text = f"Sampling unit: {self.name} ({n_units:,} {noun})."
+        if n_units < RELIABLE_UNITS:
+            text += f" Fewer than {RELIABLE_UNITS} units: intervals and p-values are rough."
+        return text
+
+
+def unit_sums(values: Num[np.ndarray, "*head row"], unit: Int64[np.ndarray, "row"]) -> Num[np.ndarray, "*head unit"]:
+    """Add up the values of each unit along the last axis. Units are numbered from 0 without gaps."""
+    n_units = int(unit.max(initial=-1)) + 1
+    if n_units == len(unit) and np.array_equal(unit, np.arange(n_units)):
+        return values
+    order = np.argsort(unit, kind="stable")
+    start = np.searchsorted(unit[order], np.arange(n_units))
+    return np.add.reduceat(values[..., order], start, axis=-1) if n_units else values[..., :0]
+
+
+def sampling_units(store: Snapshot, name: str | None = None) -> SamplingUnits:
+    """Return the sampling units of a store.
+
+    Parameters
+    ----------
+    name
+        An annotation of examples, or "example". The default is the `sampling_unit` of the job that wrote the store,
+        else the coarsest of `UNIT_COLUMNS` that has at least two values, else "example".
+
+    Raises
+    ------
+    NotFoundError
+        The examples have no such annotation.
+    """
+    columns, numbers = store.example_columns(), store.example_numbers()
+    name = name or _configured(store)
+    if name not in (None, EXAMPLE) and name not in columns:
+        raise NotFoundError(
+            f"{store.location}: examples have no annotation {name!r}; this store has {', '.join(columns) or 'none'}. "
+            "Name one of these as the sampling unit, or 'example'."
+        )
+    singles = np.arange(len(numbers))
+    if name == EXAMPLE:
+        return SamplingUnits(EXAMPLE, numbers, singles)
+    if name is not None:
+        return SamplingUnits(name, numbers, _codes(columns[name]))
+    candidates = [(column, _codes(columns[column])) for column in UNIT_COLUMNS if column in columns]
+    counts = [int(unit.max(initial=-1)) + 1 for _, unit in candidates]
+    usable = [index for index, count in enumerate(counts) if 2 <= count < len(numbers)]
+    if not usable:
+        return SamplingUnits(EXAMPLE, numbers, singles)
+    column, unit = candidates[min(usable, key=lambda index: counts[index])]
+    return SamplingUnits(column, numbers, unit)
+
+
+def _configured(store: Snapshot) -> str | None:
+    corpus = store.manifest.provenance.get("corpus")
+    options = corpus.get("options") if isinstance(corpus, dict) else None
+    name = options.get("sampling_unit") if isinstance(options, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _codes(column: Column) -> Int64[np.ndarray, "example"]:
+    """Number the values of a column from 0; rows without a value get numbers of their own."""
+    data = column.data
+    is_missing = ~np.isfinite(data) if data.dtype.kind == "f" else data < 0
+    if column.values is not None and "" in column.values:
+        is_missing = is_missing | (data == column.values.index(""))
+    unit = np.zeros(len(data), np.int64)
+    values, unit[~is_missing] = np.unique(data[~is_missing], return_inverse=True)
+    unit[is_missing] = len(values) + np.arange(int(is_missing.sum()))
+    return unit

@@ -1,0 +1,238 @@
+"""The nulls of a search compared with loops over rows, keys and labels, at sites of every kind."""
+
+import itertools
+
+import numpy as np
+import pytest
+from slow_search import CONDITIONS, SITES, visible
+from traced_corpus import make_site, make_store
+
+from headatlas.store.patterns import Pattern
+from headatlas.store.patterns.segment_matcher import site_vocabulary
+from headatlas.store.queries.evidence.null_scan import NullScan, sample_examples
+from headatlas.store.queries.evidence.row_strata import distance_bins, offset_bins
+from headatlas.store.queries.pattern_search import search
+
+LENGTHS = ((3, 7, 5, 9), (1, 0, 8, 6, 4), (6, 12))
+QUESTIONS = ("duplicate_token", "key.special", 'query.text in {"the", "she"} or key.position == 0')
+
+
+def is_mark(text):
+    return text == "."
+
+
+def classes_of(site, key, q):
+    """Return the class of each key for one row: first, special, mark, other, or the row's own token."""
+    result = []
+    for k in range(len(key)):
+        kind = "first" if k == 0 else "special" if key.special[k] else "mark" if is_mark(key.text[k]) else "other"
+        result.append("self" if k == q and site.query_sequence == site.key_sequence else kind)
+    return result
+
+
+def slow_rows(traced, site, holds):
+    """Iterate over the rows with a match: example, row, visible keys of a layer, matching keys, classes."""
+    for example, maps in enumerate(traced.attention[site.name]):
+        query, key = traced.tokens[site.query_sequence][example], traced.tokens[site.key_sequence][example]
+        for q in range(len(query)):
+            keys = [k for k in range(q + 1 if site.causal else len(key)) if holds(query, key, q, k)]
+            if keys:
+                yield example, q, maps, query, key, set(keys)
+
+
+def merged(traced, site, holds):
+    """Return the classes whose keys nearly all match; their keys count as other ones."""
+    counts = {}
+    for _, q, _, _, key, matches in slow_rows(traced, site, holds):
+        for k, kind in enumerate(classes_of(site, key, q)):
+            if k <= q or not site.causal:
+                of_kind = counts.setdefault(kind, [0, 0])
+                of_kind[0] += k in matches
+                of_kind[1] += 1
+    return {kind for kind, (n, of) in counts.items() if kind not in ("self", "other") and n >= 0.8 * of}
+
+
+def scan(traced, site, text, *names, words=None):
+    store, pattern = traced.store, Pattern.parse(text)
+    numbers = store.example_numbers()
+    half = np.arange(len(numbers)) % 2 == 0
+    vocabulary = site_vocabulary(store, site)
+    return NullScan(store.segments, site, pattern, vocabulary, words, numbers, half, names).masses()
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    return {
+        kind: make_store(tmp_path_factory.mktemp(kind) / "store", (site,), lengths=LENGTHS)
+        for kind, site in SITES.items()
+    }
+
+
+@pytest.mark.parametrize("text", QUESTIONS)
+@pytest.mark.parametrize("kind", SITES)
+def test_labels_and_matched_keys_equal_a_loop(stores, kind, text):
+    site, traced, holds = SITES[kind], stores[kind], CONDITIONS[text]
+    joined = merged(traced, site, holds)
+    n = len(traced.attention[site.name])
+    shape = site.n_layers, site.n_heads, n
+    labels, matched = (np.zeros(shape), np.zeros(shape)), (np.zeros(shape), np.zeros(shape))
+    for example, q, maps, _, key, matches in slow_rows(traced, site, holds):
+        kinds = ["other" if kind in joined else kind for kind in classes_of(site, key, q)]
+        bins = distance_bins(np.arange(len(key)) - q)
+        for layer in range(site.n_layers):
+            seen = visible(site, layer, len(key), q)
+            for of_class in set(kinds):
+                members = [k for k in seen if kinds[k] == of_class]
+                hits = [k for k in members if k in matches]
+                if hits:
+                    weights = maps[layer, :, q].astype(float)
+                    labels[0][layer, :, example] += weights[:, hits].sum(axis=1)
+                    labels[1][layer, :, example] += weights[:, members].mean(axis=1) * len(hits)
+                for b in set(bins.tolist()):
+                    near = [k for k in members if bins[k] == b]
+                    hits, controls = ([k for k in near if (k in matches) == wanted] for wanted in (True, False))
+                    if hits and controls:
+                        weights = maps[layer, :, q].astype(float)
+                        matched[0][layer, :, example] += weights[:, hits].sum(axis=1)
+                        matched[1][layer, :, example] += weights[:, controls].mean(axis=1) * len(hits)
+    result = scan(traced, site, text, "labels", "matched")
+    for name, expected in (("labels", labels), ("matched", matched)):
+        np.testing.assert_allclose(result[name], expected, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["full", "causal"])
+def test_the_habit_equals_a_loop(stores, kind):
+    site, traced, holds = SITES[kind], stores[kind], CONDITIONS["duplicate_token"]
+    n = len(traced.attention[site.name])
+    tokens, maps = traced.tokens[site.query_sequence], traced.attention[site.name]
+    sums, means = {}, {}
+    for example, layer in itertools.product(range(n), range(site.n_layers)):
+        table = tokens[example]
+        for q in range(len(table)):
+            seen = [k for k in visible(site, layer, len(table), q) if k not in (0, q) and not table.special[k]]
+            if table.special[q] or not seen:
+                continue
+            weights = maps[example][layer, :, q].astype(float)
+            for k in seen:
+                place = layer, example % 2 == 0, int(offset_bins(np.array([k - q]))[0])
+                sums[place] = sums.get(place, 0) + weights[:, k]
+                means[place] = means.get(place, 0) + weights[:, seen].mean(axis=1)
+    joined = merged(traced, site, holds)
+    expected = np.zeros((site.n_layers, site.n_heads, n))
+    for example, q, of_example, _, key, matches in slow_rows(traced, site, holds):
+        kinds = ["other" if kind in joined else kind for kind in classes_of(site, key, q)]
+        for layer, head in np.ndindex(site.n_layers, site.n_heads):
+            seen = visible(site, layer, len(key), q)
+
+            def habit(k, layer=layer, head=head, q=q, example=example):
+                place = layer, example % 2 != 0, int(offset_bins(np.array([k - q]))[0])
+                return sums[place][head] / means[place][head] if place in sums and means[place][head] > 0 else 0.0
+
+            for of_class in set(kinds):
+                members = [k for k in seen if kinds[k] == of_class]
+                hits = [k for k in members if k in matches]
+                total = sum(map(habit, members))
+                if hits:
+                    share = sum(map(habit, hits)) / total if total > 0 else len(hits) / len(members)
+                    expected[layer, head, example] += of_example[layer, head, q, members].astype(float).sum() * share
+    np.testing.assert_allclose(scan(traced, site, "duplicate_token", "habit")["habit"][1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SITES)
+def test_sink_free_shares_and_hits_equal_a_loop(stores, kind):
+    site, traced, holds = SITES[kind], stores[kind], CONDITIONS["duplicate_token"]
+    shape = site.n_layers, site.n_heads, len(traced.attention[site.name])
+    observed, expected, hits = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for example, q, maps, _, key, matches in slow_rows(traced, site, holds):
+        for layer, head in np.ndindex(shape[:2]):
+            seen = visible(site, layer, len(key), q)
+            weights = maps[layer, head, q].astype(float)
+            if matches & set(seen):
+                hits[layer, head, example] += max(seen, key=lambda k: weights[k]) in matches
+            # a copy of a token is never the token itself
+            is_own = site.query_sequence == site.key_sequence
+            plain = [k for k in seen if k > 0 and not key.special[k] and not (is_own and k == q)]
+            if set(plain) & matches and weights[plain].sum() > 0:
+                own = [k for k in plain if k in matches]
+                observed[layer, head, example] += weights[own].sum() / weights[plain].sum()
+                expected[layer, head, example] += len(own) / len(plain)
+    result = scan(traced, site, "duplicate_token", "sink_free", "offset")
+    np.testing.assert_allclose(result["sink_free"], (observed, expected), atol=1e-5)
+    np.testing.assert_allclose(result["offset"][0], hits)
+
+
+def test_permuting_labels_has_the_mean_of_the_label_null(stores):
+    """All ways to place the matching labels on the keys of each class of a row, listed for one example."""
+    site, traced = SITES["full"], stores["full"]
+    text = "duplicate_token"
+    result = scan(traced, site, text, "labels")["labels"]
+    holds = CONDITIONS[text]
+    joined = merged(traced, site, holds)
+    example = int(np.flatnonzero(result[1].sum(axis=(0, 1)))[0])
+    total = np.zeros((site.n_layers, site.n_heads))
+    for number, q, maps, _, key, matches in slow_rows(traced, site, holds):
+        if number != example:
+            continue
+        kinds = ["other" if kind in joined else kind for kind in classes_of(site, key, q)]
+        for of_class in set(kinds):
+            members = [k for k in range(len(key)) if kinds[k] == of_class]
+            size = len(matches & set(members))
+            ways = [
+                maps[:, :, q, list(way)].astype(float).sum(axis=-1) for way in itertools.combinations(members, size)
+            ]
+            total += np.mean(ways, axis=0)
+    np.testing.assert_allclose(result[1][:, :, example], total, atol=1e-5)
+
+
+def test_words_are_compared_as_words(stores):
+    site, traced = SITES["full"], stores["full"]
+    text = "key.position < query.position and key.lower == query.lower"
+    result = search(traced.store, text, words="mean")
+    numbers = result.example_mass["example"].to_numpy()
+    observed, expected = scan(traced, site, text, "labels", words="mean")["labels"]
+    mass = result.example_mass.to_numpy() * result.example_mass["rows"].to_numpy()
+    np.testing.assert_allclose(observed[:, :, numbers], mass, atol=1e-5)
+    assert (expected[:, :, numbers] > 0).all()
+
+
+def same_place(table, other, position):
+    """Texts of one length have the same places: special tokens around them, and tokens of the same text."""
+    return table.second[position] == other.second[position]
+
+
+def test_mismatched_pairs_are_those_of_other_examples(tmp_path):
+    """All texts have one length: the mean of the weights at the positions of the four partners' matches."""
+    site = make_site()
+    traced = make_store(tmp_path / "store", (site,), lengths=((6,) * 5,))
+    holds = CONDITIONS["duplicate_token"]
+    positions = {e: [] for e in range(5)}
+    for example, q, _, _, _, matches in slow_rows(traced, site, holds):
+        positions[example] += [(q, k) for k in sorted(matches)]
+    observed, expected = scan(traced, site, "duplicate_token", "mismatched")["mismatched"]
+    for example in range(5):
+        maps = traced.attention["encoder"][example].astype(float)
+        table = traced.tokens["source"][example]
+        own = positions[example]
+        others = [
+            (q, k)
+            for partner in range(5)
+            if partner != example
+            for q, k in positions[partner]
+            if all(same_place(table, traced.tokens["source"][partner], position) for position in (q, k))
+        ]
+        if not own or not others:
+            continue
+        np.testing.assert_allclose(observed[:, :, example], sum(maps[:, :, q, k] for q, k in own), atol=1e-5)
+        mean = np.mean([maps[:, :, q, k] for q, k in others], axis=0)
+        np.testing.assert_allclose(expected[:, :, example], mean * len(own), atol=1e-5)
+
+
+def test_examples_beyond_the_limit_are_left_out_at_random(monkeypatch):
+    monkeypatch.setattr("headatlas.store.queries.evidence.null_scan.MAX_WEIGHTS", 72 * 100 * 200)
+    sample = sample_examples(np.full(1_000, 100), 72)
+    assert len(sample) == 200
+    assert (np.diff(sample) > 0).all()
+    assert abs(sample.mean() - 500) < 100
+    assert sample.tolist() == sample_examples(np.full(1_000, 100), 72).tolist()
+    assert len(sample_examples(np.full(1_000, 10**6), 72)) == 64
+    assert len(sample_examples(np.full(10, 10**6), 72)) == 10
