@@ -64,7 +64,7 @@ def test_what_a_head_does_apart_from_sinks_is_named_with_evidence(store):
     assert previous["after_low"] <= previous["after_value"] <= previous["after_high"]
     expected = sum(1 / (q) for tree in TREES for q in range(2, len(tree))) / n_rows
     assert previous["after_baseline"] == pytest.approx(expected, abs=1e-5)
-    assert previous["after_q"] < 1e-4
+    assert previous["after_q"] < 0.05  # exact for so few examples
     assert heads.loc[(0, 1), "after_q"] > 0.5  # uniform apart from its sink
     output = CliRunner().invoke(app, ["stats", str(store.path)], env={"COLUMNS": "140", "NO_COLOR": "1"})
     assert output.exception is None, output.output
