@@ -158,8 +158,8 @@ def search(
     if selection is None:
         evidence, ranked = result.evidence, result.table(by)
     else:
-        split = SplitSearch(selection, result)
-        evidence, ranked = split.evidence, split.table(by)
+        held_out = SplitSearch(selection, result)
+        evidence, ranked = held_out.evidence, held_out.table(by)
     heads = first_rows(ranked, top, all_rows=as_csv or as_json)
     if as_csv:
         print_csv(heads, result.notes)
