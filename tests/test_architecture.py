@@ -12,7 +12,7 @@ import grimp
 import pytest
 
 PARTS = ("pipeline", "store", "viewer", "configs")
-MAX_ENTRIES = 14
+MAX_ENTRIES = 13
 FREE_ENTRIES = {"__init__.py", "py.typed", "__pycache__"}
 
 

@@ -22,7 +22,20 @@ from tests.store.traced_corpus import make_store
 from tools.constraints import closure
 
 COMMANDS = (
-    *("annotate", "compare", "contrast", "convert", "demo", "drop", "export-headvis", "gc", "head", "info", "like"),
+    *(
+        "annotate",
+        "compare",
+        "contrast",
+        "convert",
+        "demo",
+        "diff",
+        "drop",
+        "export-headvis",
+        "gc",
+        "head",
+        "info",
+        "like",
+    ),
     *("merge", "neurons", "patterns", "plan", "relations", "run", "search", "similar", "stats", "verify", "view"),
 )
 INSTALLED_TOOLS = {"headatlas", "pip", "setuptools", "wheel"}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-from headatlas.store.queries.resampling import bootstrap_interval, false_discovery_rate, student_t_tail
+from headatlas.store.queries.evidence.resampling import bootstrap_interval, false_discovery_rate, student_t_tail
 
 N_CONTROLS = 20
 N_FLIPS = 9_999

@@ -174,8 +174,8 @@ def search(
         evidence = compute_evidence(result, nulls=nulls, unit=unit)
         ranked = result.table(by, evidence)
     else:
-        split = SplitSearch(selection, result, nulls, unit)
-        evidence, ranked = split.evidence, split.table(by)
+        held_out = SplitSearch(selection, result, nulls, unit)
+        evidence, ranked = held_out.evidence, held_out.table(by)
     heads = first_rows(ranked, top, all_rows=as_csv or as_json)
     if as_csv:
         print_csv(heads, result.notes)

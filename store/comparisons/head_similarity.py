@@ -22,25 +22,25 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from ..errors import ConfigError, NotFoundError
-from ..queries.evidence.resampling import MINIMUM_UNITS, bootstrap_interval
-from ..queries.evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
+from ..queries.evidence.sampling_units import SamplingUnits, sampling_units
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge
 from ..schema.omissions import Omission
 from ..schema.traces import Site, head_index
 from ..schema.words_without_tokens import words_left_out
 from .example_alignment import align_examples
+from .example_tests import interval
 from .ordered_tasks import run_in_order
 from .word_rows import counted_words, read_word_rows, summed_divergence
+from .word_sample import WordTask, estimate_means, sample_words
 
 N_EXAMPLES = 200
 N_WORDS = 4_000
 """Default number of query words in the sample."""
 THREADS = 2
-_TASK_CELLS = 1 << 24  # weights of all heads that one task has in memory
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,7 @@ class SimilarHeads:
             heads, others = np.arange(len(flat)), flat.argmin(axis=1)
         order = np.argsort(flat[heads, others], kind="stable")[:n]
         heads, others = heads[order], others[order]
-        code = self.units(unit).of(self.example)
-        rows_of_unit = unit_sums(self.example_rows, code)
-        sums = unit_sums(self.example_distance[heads, others], code)
-        low, high = bootstrap_interval(sums, rows_of_unit, bounds=(0, 1))
-        has_enough_units = len(rows_of_unit) >= MINIMUM_UNITS
+        low, high = interval(self.example_distance[heads, others], self.example_rows, self.units(unit).of(self.example))
         numbers = heads if self.head is None else np.full(len(heads), self._number(self.head))
         columns = [site.head_columns() for site in self.sites]
         return pd.DataFrame(
@@ -141,8 +137,8 @@ class SimilarHeads:
                 **{name: column[numbers] for name, column in columns[0].items()},
                 **{f"other_{name}": column[others] for name, column in columns[1].items()},
                 "distance": flat[heads, others],
-                "low": low if has_enough_units else np.nan,
-                "high": high if has_enough_units else np.nan,
+                "low": low,
+                "high": high,
                 "error": self._flat(self.error)[heads, others],
             }
         )
@@ -185,17 +181,6 @@ class SimilarHeads:
                 f"head {head[0]}.{head[1]} was not compared, only {self.head[0]}.{self.head[1]}. Compare all heads."
             )
         return number if self.head is None else 0
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Query words of one aligned example that are read and compared together."""
-
-    sample: int
-    """Index of the example in the sample."""
-    words: Int64[np.ndarray, "row"]
-    half: Bool[np.ndarray, "row"]
-    """Half of the sample of words that each word belongs to."""
 
 
 def similar(
@@ -262,9 +247,9 @@ def similar(
     n_rows = np.array([len(words) for words in counted], np.int64)
     n_heads = sites[0].n_layers * sites[0].n_heads if own_head is None else 1
     shape = n_heads, sites[1].n_layers * sites[1].n_heads
-    tasks = _tasks(counted, n_words, sum(shape) if other is not None else shape[1], rng)
+    tasks = sample_words(counted, n_words, sum(shape) if other is not None else shape[1], rng)
 
-    def compare(task: _Task) -> Float64[np.ndarray, "half head other_head"]:
+    def compare(task: WordTask) -> Float64[np.ndarray, "half head other_head"]:
         number, other_number = sample[task.sample].tolist()
         if other is None:
             rows = others = read_word_rows(store, sites[0], number, task.words, merge, sink_free=sink_free)
@@ -292,7 +277,7 @@ def similar(
         on_progress(done, planned)
     n_tasks = np.bincount([task.sample for task in tasks], minlength=len(sample))
     has_rows = (n_tasks > 0) & (finished == n_tasks)
-    estimate = _estimate(half_sums[..., has_rows], half_rows[:, has_rows], n_rows[has_rows])
+    estimate = estimate_means(half_sums[..., has_rows], half_rows[:, has_rows], n_rows[has_rows])
     layer_numbers = sites[0].layers if head is None else head[:1]
     coords = {
         "layer": np.array(layer_numbers),
@@ -326,42 +311,6 @@ def similar(
     )
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    mean: Float64[np.ndarray, "head other_head"]
-    error: Float64[np.ndarray, "head other_head"]
-    example_sums: Float32[np.ndarray, "head other_head example"]
-
-
-def _estimate(
-    half_sums: Float32[np.ndarray, "half head other_head example"],
-    half_rows: Int64[np.ndarray, "half example"],
-    rows: Int64[np.ndarray, "example"],
-) -> _Estimate:
-    """Estimate means over all rows, and their error, from the sums of two halves of a sample of each example's rows.
-
-    The sum of an example is the mean of its sampled rows times its rows. Its variance is
-    rows² · (1 − sampled / rows) · s² / sampled, where the difference of the means of the halves gives s².
-    """
-    sampled, total = half_rows.sum(axis=0), rows.sum()
-    example_sums = (half_sums.sum(axis=0) * (rows / np.maximum(sampled, 1))).astype(np.float32)
-    if not total:
-        nothing = np.full(example_sums.shape[:2], np.nan)
-        return _Estimate(nothing, nothing, example_sums)
-    mean = example_sums.sum(axis=2, dtype=np.float64) / total
-    is_sampled = sampled < rows
-    if not is_sampled.any():
-        return _Estimate(mean, np.zeros(mean.shape), example_sums)
-    has_halves = is_sampled & (half_rows > 0).all(axis=0)
-    if not has_halves.any():
-        return _Estimate(mean, np.full(mean.shape, np.nan), example_sums)
-    n, all_rows = half_rows[:, has_halves].astype(np.float64), rows[has_halves]
-    difference = half_sums[0][..., has_halves] / n[0] - half_sums[1][..., has_halves] / n[1]
-    factor = all_rows**2 * (1 - n.sum(axis=0) / all_rows) / n.sum(axis=0) / (1 / n[0] + 1 / n[1])
-    variance = (difference.astype(np.float64) ** 2) @ factor
-    return _Estimate(mean, 1.96 * np.sqrt(variance) / total, example_sums)
-
-
 def _counted(
     store: Snapshot,
     other: Snapshot | None,
@@ -377,28 +326,6 @@ def _counted(
         if snapshot is not None
     ]
     return np.flatnonzero(np.all(counts, axis=0))
-
-
-def _tasks(
-    counted: list[Int64[np.ndarray, "_"]], n_words: int | None, n_heads: int, rng: np.random.Generator
-) -> list[_Task]:
-    """Sample words of each example, in two halves, and cut them into tasks of bounded memory."""
-    total = sum(map(len, counted))
-    share = 1.0 if n_words is None else min(1.0, n_words / max(total, 1))
-    tasks = []
-    for index, words in enumerate(counted):
-        n_sampled = len(words) if share == 1.0 else min(len(words), max(2, round(share * len(words))))
-        order = rng.permutation(len(words))[:n_sampled]
-        half = np.zeros(len(words), bool)
-        if n_sampled < len(words):
-            half[order[: n_sampled // 2]] = True
-        chosen = np.sort(order)
-        n_cells = int(words[-1]) + 2 if len(words) else 1
-        step = max(1, _TASK_CELLS // (n_heads * n_cells))
-        for start in range(0, n_sampled, step):
-            rows = chosen[start : start + step]
-            tasks.append(_Task(index, words[rows], half[rows]))
-    return tasks
 
 
 def _left_out(store: Snapshot | None, site: Site, numbers: Int64[np.ndarray, "example"]) -> tuple[Omission, ...]:

@@ -22,7 +22,7 @@ from ..errors import ConfigError, NotFoundError
 from ..queries.evidence.sampling_units import sampling_units
 from ..queries.pattern_search import SearchResult
 from ..schema.token_table import Column
-from .example_tests import groups_differ, interval, q_values, rank_correlation, two_sided
+from .example_tests import groups_differ, interval, q_values, rank_correlation, two_sided, unit_codes
 
 MAX_GROUPS = 12
 _HEADS = ("layer", "head")
@@ -170,7 +170,9 @@ def split_by(
         {name: (("group", *_HEADS), np.stack([part[name] for part in parts])) for name in ("mass", "low", "high")},
         {"group": chosen, "layer": result.heads["layer"], "head": result.heads["head"]},
     )
-    p_value = groups_differ(sums[:, :, in_group], rows[in_group], group[in_group](codes[in_group], int(in_group.sum())))
+    p_value = groups_differ(
+        sums[:, :, in_group], rows[in_group], group[in_group], unit_codes(codes[in_group], int(in_group.sum()))
+    )
     mass = groups["mass"].to_numpy()
     columns = {"spread": mass.max(axis=0) - mass.min(axis=0), "p_value": p_value, "q_value": q_values(p_value)}
     return Split(

@@ -65,7 +65,7 @@ def null_names(names: Iterable[str]) -> tuple[NullName, ...]:
     """
     result: list[NullName] = []
     for text in names:
-        matching = [null for null in NULL_NAMES if str(null) == text.replace("-", "_")]
+        matching: list[NullName] = [null for null in NULL_NAMES if str(null) == text.replace("-", "_")]
         if not matching:
             known = ", ".join(null.replace("_", "-") for null in NULL_NAMES)
             raise ConfigError(f"null is {text!r}; expected one of {known}")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from headatlas.store import open_store
 from headatlas.store.commands.similar import app
-from headatlas.store.comparisons import head_similarity as module
+from headatlas.store.comparisons import word_sample
 from headatlas.store.comparisons.head_similarity import similar
 from headatlas.store.errors import ConfigError, CorruptSegmentError, NotFoundError
 from headatlas.store.schema.traces import Keep
@@ -109,7 +109,7 @@ def slow(first, second, merge, sink_free=False):
 
 @pytest.mark.parametrize("merge", ["mean", "first"])
 def test_distances_equal_the_slow_loop(stores, merge, monkeypatch):
-    monkeypatch.setattr(module, "_TASK_CELLS", 200)  # several blocks in each segment
+    monkeypatch.setattr(word_sample, "TASK_CELLS", 200)  # several blocks in each segment
     (a, examples_a), (b, examples_b) = stores
     for store, other, examples in ((a, None, examples_a), (a, b, examples_b), (b, a, examples_a)):
         result = similar(store, other, merge=merge)
@@ -190,6 +190,9 @@ def test_a_sample_of_words_is_within_its_stated_error(long_store):
     assert abs(np.mean(differences)) < 0.01  # without bias
     table = sample.table()
     assert (table["error"] > 0).all()
+    assert sample.table(unit=np.arange(12) // 3)["low"].isna().all()  # four units: too few for an interval
+    wider = sample.table(unit=np.arange(12) // 2)
+    assert (wider["low"] <= wider["distance"]).all()
     every = similar(long_store, n_words=492)
     np.testing.assert_array_equal(every.distance, exact.distance)
 
