@@ -52,7 +52,7 @@ def test_heads_set_by_hand_are_ranked_first_with_mass_1(tmp_path):
         assert first(published_table(store, "transformerlens").sort_values(column, ascending=False)) == head
     induction = store.search("induction").table().iloc[0]
     assert induction["offset_lift"] > 5  # copies come back after many different distances
-    assert induction["q_habit"] < 1e-6
+    assert induction["q_habit"] < 0.01  # 12 texts: the smallest p is 1 / 4096
     # The induction head compares tokens by their id, the other positions: each in a dimension of its own.
     repeated = next(ids for ids in repeated_tokens(1, np.arange(1, N_TOKENS)))
     token = next(i for i in repeated if repeated.count(i) == 2)
