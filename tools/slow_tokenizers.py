@@ -52,7 +52,7 @@ def prophetnet(folder: Path) -> Any:
     path = folder / "prophetnet.tokenizer"
     names = ["[PAD]", "[UNK]", "[SEP]", "[MASK]", "[X_SEP]", *LETTERS, *SIGNS, *(f"##{letter}" for letter in LETTERS)]
     path.write_text("\n".join([*names, *WORDS]), encoding="utf-8")
-    return transformers.ProphetNetTokenizer(path)
+    return transformers.ProphetNetTokenizer(str(path))
 
 
 def _merges(suffix: str, count: str = "") -> str:
