@@ -58,6 +58,8 @@ calls than during the probe stops the job.
   picture. See [job files](jobs.md).
 - **Sound** models (Whisper) and decoders that attend to given states (`bert decoder`) are captured correctly, but no
   corpus kind feeds them yet.
+- **Encoders of local blocks** (LongT5) compute attention in a way of their own. Decoder and cross-attention are captured;
+  the encoder is an omission that `plan`, `run` and `info` name.
 
 `make models` writes this page. It builds each architecture small, with random weights and attention far from uniform,
 runs it on padded examples, and compares it with transformers' own eager attention. A test checks every row. Versions:

@@ -321,10 +321,10 @@ class CompareViewPage(ExampleView):
         (a, b), kind = self._sides, self.state.compare
         texts = [visible(side.reader.example.text[:140])[:140] if kind == "examples" else side.name for side in (a, b)]
         choice = {"examples": str(b.reader.example.index), "heads": head_name(b.head)}.get(kind, "")
-        frame = self._open_choices(choice)
-        frame.update(
-            a=texts[0], b=texts[1], heads=self._change_list[1], list=_LISTS[kind], head=head_name(b.head), why=why
-        )
+        frame: ComparisonFrame = {
+            **self._open_choices(choice), "a": texts[0], "b": texts[1], "heads": self._change_list[1],
+            "list": _LISTS[kind], "head": head_name(b.head), "why": why,
+        }  # fmt: skip
         return frame
 
     def _open_choices(self, choice: str) -> ComparisonFrame:
