@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -18,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from headatlas.store.errors import HeadAtlasError
 
 from ..config import JobConfig
-from ..progress import Event, JobDone, JobReport, JobStarted, Listener, Stage
+from ..progress import CheckPassed, Event, JobDone, JobReport, JobStarted, Listener, Stage
 from ..tokens.batch_plan import Share
 from .deferred_statistics import add_deferred
 from .job_runner import execute_job, report_job
@@ -77,13 +76,12 @@ def run_on_devices(
     def start(number: int) -> None:
         receiving, sending = context.Pipe(duplex=False)
         part = Share((share.number - 1) * len(devices) + number + 1, share.n_shares * len(devices))
-        arguments = (sending, config.on_device(devices[number]), options, part)
+        arguments = (sending, config.on_device(devices[number]), options, part, share)
         process = context.Process(target=_run_share, args=arguments, name=f"headatlas {devices[number]}")
         process.start()
         sending.close()  # the end of the process then ends the connection
         workers.append(_Worker(devices[number], process, receiving))
 
-    started: list[JobStarted] = []
     try:
         start(0)
         while running := [worker for worker in workers if not worker.connection.closed]:
@@ -97,13 +95,13 @@ def run_on_devices(
                     continue
                 if isinstance(message, _Finished | _Failed):
                     worker.result = message
-                elif isinstance(message, JobStarted):
-                    started.append(message)
-                    for number in range(len(workers), len(devices)):
-                        start(number)
-                    if len(started) == len(devices):
-                        on_event(_all_started(started))
-                elif not isinstance(message, JobDone) and (worker is workers[0] or not isinstance(message, Stage)):
+                elif isinstance(message, JobStarted | Stage | CheckPassed):
+                    if worker is workers[0]:
+                        on_event(message)
+                    if isinstance(message, JobStarted):
+                        for number in range(len(workers), len(devices)):
+                            start(number)
+                elif not isinstance(message, JobDone):
                     on_event(message)
     except BaseException:
         for worker in workers:  # each commits the segment that it is writing
@@ -126,19 +124,6 @@ def run_on_devices(
     return report, results[0].keys
 
 
-def _all_started(events: Sequence[JobStarted]) -> JobStarted:
-    """Return the event for all processes. What is stored already is counted once."""
-    n_done, n_segments_done = (min(getattr(e, name) for e in events) for name in ("n_done", "n_segments_done"))
-    return JobStarted(
-        events[0].store,
-        events[0].model,
-        n_done + sum(event.n_examples - event.n_done for event in events),
-        n_done,
-        n_segments_done + sum(event.n_segments - event.n_segments_done for event in events),
-        n_segments_done,
-    )
-
-
 def _failure(worker: _Worker) -> str | None:
     """Return why a process did not write its share; None if it did."""
     if isinstance(worker.result, _Failed):
@@ -149,8 +134,8 @@ def _failure(worker: _Worker) -> str | None:
     return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
-def _run_share(connection: Connection, config: JobConfig, options: DeviceOptions, share: Share) -> None:
-    """Prepare the job in this process, and write a share of its segments."""
+def _run_share(connection: Connection, config: JobConfig, options: DeviceOptions, share: Share, whole: Share) -> None:
+    """Prepare the job in this process, and write a share of its segments. `whole` is the share of all processes."""
 
     def send(event: Event) -> None:
         connection.send(event)
@@ -171,7 +156,7 @@ def _run_share(connection: Connection, config: JobConfig, options: DeviceOptions
             repair=options.repair,
             check_space=options.check_space,
             share=share,
-            adds_statistics=False,
+            whole=whole,
         )
         connection.send(_Finished(report, alignment_keys(job)))
     except HeadAtlasError as error:

@@ -89,12 +89,13 @@ def execute_job(
     repair: bool = False,
     check_space: bool = True,
     share: Share = WHOLE,
-    adds_statistics: bool = True,
+    whole: Share | None = None,
 ) -> JobReport:
     """Compute and write the missing segments; with `repair`, also the damaged and dropped ones. See `run_job`.
 
-    Only the segments of `share` are written. All shares together are the whole job. Without `adds_statistics`, the
-    caller adds the statistics that are computed from stored attention.
+    Only the segments of `share` are written. All shares together are the whole job. If several processes write a share
+    together, `whole` is that share: `JobStarted` counts its segments, and the caller adds the statistics that are
+    computed from stored attention.
 
     Raises
     ------
@@ -118,16 +119,20 @@ def execute_job(
             writer.note(name, note)
     repairs = find_repairs(writer, {segment.index for segment in job.segments}, on_event) if repair else {}
     sound_segments = writer.committed - repairs.keys()
-    pending_segments = [
-        segment
-        for part in writer.manifest.parts  # each is shared on its own, because the earlier ones may be complete
-        for segment in share.of([segment for segment in job.segments if part.has_segment(segment.index)])
-        if segment.index not in sound_segments
-    ]
+
+    def pending_of(share: Share) -> list[SegmentSpec]:
+        return [
+            segment
+            for part in writer.manifest.parts  # each is shared on its own, because the earlier ones may be complete
+            for segment in share.of([segment for segment in job.segments if part.has_segment(segment.index)])
+            if segment.index not in sound_segments
+        ]
+
+    pending_segments, announced_segments = pending_of(share), pending_of(whole or share)
     stored = [row for row in writer.manifest.segments if row.index in sound_segments]
     n_stored = sum(row.n_examples for row in stored)
-    n_examples = n_stored + sum(segment.n_examples for segment in pending_segments)
-    n_segments = len(stored) + len(pending_segments)
+    n_examples = n_stored + sum(segment.n_examples for segment in announced_segments)
+    n_segments = len(stored) + len(announced_segments)
     model_name = job.loaded.identity.name
     on_event(JobStarted(str(job.path), model_name, n_examples, n_stored, n_segments, len(stored)))
     if pending_segments:
@@ -159,7 +164,7 @@ def execute_job(
                 pending = background.submit(write_segment, writer, computed)
             if pending is not None:
                 _report_segment(pending.result(), on_event)
-    if adds_statistics:
+    if whole is None:
         add_deferred(job.path, job.config.keep.computed_later, on_event)
     return report_job(job.path, len(pending_segments), job.n_quarantined, start_time, on_event)
 

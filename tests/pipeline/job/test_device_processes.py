@@ -39,7 +39,7 @@ def test_a_process_that_dies_leaves_the_rest_and_the_same_command_goes_on(tiny_j
 
     def kill_second(event):
         events.append(event)
-        if isinstance(event, JobStarted):
+        if isinstance(event, CheckPassed):
             second = max(multiprocessing.active_children(), key=lambda process: process.pid)
             os.kill(second.pid, signal.SIGKILL)
 

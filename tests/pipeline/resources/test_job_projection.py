@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from headatlas.pipeline.resources import machine as machine_module
 from headatlas.pipeline.resources.device_memory import CONTEXT_BYTES, rounded_to_power_of_two
 from headatlas.pipeline.resources.job_projection import (
     FIRST_USE_BYTES,
@@ -192,3 +193,27 @@ def test_this_machine_is_read(tmp_path):
     assert machine.disk_bytes > 0
     assert machine.host_bytes is None or resident_bytes() < machine.host_bytes < 1 << 50
     assert describe_accelerator(torch.device("cpu")) == {}
+
+
+def test_the_limit_of_a_control_group_is_respected(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine_module, "_GROUP_FOLDER", tmp_path)
+    free = read_machine(torch.device("cpu"), tmp_path).host_bytes
+    (tmp_path / "memory.max").write_text("max\n", encoding="ascii")
+    assert read_machine(torch.device("cpu"), tmp_path).host_bytes == pytest.approx(free, rel=0.2)
+    (tmp_path / "memory.max").write_text("1073741824\n", encoding="ascii")
+    assert read_machine(torch.device("cpu"), tmp_path).host_bytes == 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024", "550.54.15"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86  Release Build  (b@c)", "570.86"),
+        ("NVRM version: unknown", None),
+    ],
+)
+def test_the_version_of_the_driver_is_read_from_the_kernel(line, version, tmp_path, monkeypatch):
+    path = tmp_path / "version"
+    path.write_text(f"{line}\nGCC version:  gcc version 12.2.0 \n" if version else line, encoding="ascii")
+    monkeypatch.setattr(machine_module, "_DRIVER_FILE", path)
+    assert machine_module._driver_version() == version
