@@ -309,9 +309,10 @@ class SegmentBuffers:
             if is_pairs:
                 index, offsets = site.bands[band].index(layer), pairs[band]
             elif name == "visible_keys":
-                if site.masks[layer].stored is None:
+                stored = site.masks[layer].stored
+                if stored is None:
                     continue
-                index, offsets = site.masks[layer].stored, pairs[None]
+                index, offsets = stored, pairs[None]
             elif name == "key":
                 offsets = keys
             yield path, index, _spans(offsets, placement.example)

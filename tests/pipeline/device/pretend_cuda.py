@@ -51,6 +51,11 @@ class PretendTensor(torch.Tensor):
     def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"PretendTensor{tuple(self.shape)}"
 
+    def tolist(self) -> Any:
+        assert PretendCuda.current is not None
+        PretendCuda.current.wait("number")
+        return self.numbers.tolist()
+
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert PretendCuda.current is not None, f"{function} runs outside of a block of PretendCuda"
@@ -199,9 +204,9 @@ class PretendCuda(TorchDispatchMode):
             host_kwargs.pop("pin_memory", None)
         is_result_on_device = _is_cuda(device) if device is not None else bool(on_device)
         if name == "_local_scalar_dense":
-            self._wait("number")
+            self.wait("number")
         elif name in _DATA_DEPENDENT or (name.startswith("index") and _has_boolean_index(args)):
-            self._wait(name)
+            self.wait(name)
         elif name == "copy_" and isinstance(args[0], PretendTensor) != isinstance(args[1], PretendTensor):
             return self._copy(args, kwargs)
         elif name == "_to_copy" and is_result_on_device != bool(on_device):
@@ -211,7 +216,7 @@ class PretendCuda(TorchDispatchMode):
             mixed = [value for value in on_host if value.dim() > 0]
             if name in ("index", "index_put_", "index_put"):  # torch accepts indices on the host, and copies them
                 for _ in mixed:
-                    self._wait("index on the host")
+                    self.wait("index on the host")
             elif mixed:
                 self.mixed.append((name, _place()))
         with _disable_current_modes():
@@ -248,11 +253,12 @@ class PretendCuda(TorchDispatchMode):
         direction = "to host" if to_host else "to device"
         self.copies[direction] += 1
         if is_blocking:
-            self._wait(f"copy {direction}")
+            self.wait(f"copy {direction}")
         elif not self.is_pinned(host):
             self.unpinned.append(_place())
 
-    def _wait(self, kind: str) -> None:
+    def wait(self, kind: str) -> None:
+        """Record a wait of the host."""
         self.waits[kind, _place()] += 1
 
 
@@ -324,7 +330,7 @@ def pretend_cuda(monkeypatch: Any, total_memory: int = 80 << 30) -> Iterator[Pre
     def new_tensor(values: Any, **options: Any) -> Tensor:
         if not _is_cuda(options.pop("device", None) if _is_cuda(options.get("device")) else None):
             return tensor(values, **options)
-        gpu._wait("copy to device")
+        gpu.wait("copy to device")
         with _disable_current_modes():
             return PretendTensor(tensor(values, **options))
 
