@@ -119,10 +119,12 @@ def test_memory_is_reused_after_its_segment_is_written(device_job, expected, mon
     """A slow disk: the third segment needs the memory of the first, which is still being written."""
     gpu.copies_at_once = True
     write_segment, start_copy = job_runner.write_segment, SegmentBuffers.start_copy
+    allocate = device_arrays._allocate
+    monkeypatch.setattr(device_arrays, "_allocate", lambda n_bytes, *options: allocate(max(n_bytes, 1 << 20), *options))
     third_is_copied, copies = threading.Event(), []
 
     def write(writer, computed):
-        third_is_copied.wait(1.0)
+        third_is_copied.wait(0.2 if waits else 60)
         return write_segment(writer, computed)
 
     def copy(self):
