@@ -212,18 +212,19 @@ class SegmentBuffers:
         self._device: DeviceArrays | None = None
         self._device_sites: list[dict[str, SiteArrays]] = []
         self._is_copied = False
-        self.sites: dict[str, SiteArrays] = {}
+        self._has_hidden_edges = False
+        self._sites: dict[str, SiteArrays] = {}
         self._offsets: dict[str, tuple[np.ndarray, np.ndarray, dict[int | None, np.ndarray]]] = {}
         for site in spec.sites:
             n_queries, n_keys = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
-            self.sites[site.name] = self._site_arrays(site, self._arrays)
+            self._sites[site.name] = self._site_arrays(site, self._arrays)
             pairs = {band: pair_offset(site, n_queries, n_keys, band) for band in (None, *site.bands)}
             self._offsets[site.name] = (_offsets(n_queries), _offsets(n_keys), pairs)
-            self.sites[site.name].written_distances = np.zeros((site.n_layers, 0), bool)
-            self.sites[site.name].n_rows = int(n_queries.sum())
-            self.sites[site.name].zero_distance = zero_distance(n_queries)
-            self.sites[site.name].is_filled = np.zeros((site.n_layers, len(n_queries)), bool)
-            self.sites[site.name].clear(n_queries == 0)
+            self._sites[site.name].written_distances = np.zeros((site.n_layers, 0), bool)
+            self._sites[site.name].n_rows = int(n_queries.sum())
+            self._sites[site.name].zero_distance = zero_distance(n_queries)
+            self._sites[site.name].is_filled = np.zeros((site.n_layers, len(n_queries)), bool)
+            self._sites[site.name].clear(n_queries == 0)
 
     def _memory_shape(self, path: str) -> tuple[tuple[int, ...], np.dtype]:
         """Return shape and type of an array in memory. Weights of a sparse codec lie in slots."""
@@ -259,12 +260,19 @@ class SegmentBuffers:
         return result
 
     @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Trace arrays by path, after their copies from the device. Arrays of a sparse codec are computed at each access."""
+    def sites(self) -> dict[str, SiteArrays]:
+        """Trace arrays on the host by site, after their copies from the device."""
         if self._device is not None:
             self.start_copy()
             self._device.wait()
-            self._drop_hidden_edges()
+            if self._has_hidden_edges:
+                self._has_hidden_edges = False
+                self._drop_hidden_edges()
+        return self._sites
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Trace arrays by path, as `sites`. Arrays of a sparse codec are computed at each access."""
         arrays = dict(self._arrays)
         for site in self.sites.values():
             arrays |= site.sparse.arrays() if site.sparse is not None else {}
@@ -275,7 +283,7 @@ class SegmentBuffers:
         for site in self.spec.sites:
             placement = self.place(site, range(len(self.n_tokens[site.query_sequence])))
             for layer in range(site.n_layers):
-                self.sites[site.name].drop_hidden_edges(layer, placement)
+                self._sites[site.name].drop_hidden_edges(layer, placement)
 
     def _make_device_sites(self, device: torch.device) -> None:
         assert self._device is not None
@@ -289,7 +297,7 @@ class SegmentBuffers:
                     zero_distance=host.zero_distance,
                     written_distances=host.written_distances,
                 )
-                for name, host in self.sites.items()
+                for name, host in self._sites.items()
             }
             for arrays in self._device.sets
         ]
@@ -311,8 +319,8 @@ class SegmentBuffers:
     def target(self, site: SiteName, layer: int, device: torch.device) -> SiteArrays:
         """Return the arrays that a call on a device writes to. On a GPU they may hold this layer only."""
         if device.type == "cpu":
-            return self.sites[site]
-        self._is_copied = False
+            return self._sites[site]
+        self._is_copied, self._has_hidden_edges = False, True
         if self._device is None:
             self._device = DeviceArrays(self._block_layout, self._block, self._pool, device)
             self._make_device_sites(device)
@@ -385,7 +393,7 @@ class SegmentBuffers:
         """
         for site in self.spec.sites:
             has_tokens = self.n_tokens[site.query_sequence] > 0
-            missing = np.argwhere(~self.sites[site.name].is_filled & has_tokens)
+            missing = np.argwhere(~self._sites[site.name].is_filled & has_tokens)
             if len(missing):
                 layer, example = missing[0]
                 raise HeadAtlasError(
