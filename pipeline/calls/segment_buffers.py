@@ -179,18 +179,18 @@ class SegmentBuffers:
         self._device: DeviceArrays | None = None
         self._device_sites: list[dict[str, SiteArrays]] = []
         self._is_copied = False
-        self.sites: dict[str, SiteArrays] = {}
+        self._sites: dict[str, SiteArrays] = {}
         self._offsets: dict[str, tuple[np.ndarray, np.ndarray, dict[int | None, np.ndarray]]] = {}
         for site in spec.sites:
             n_queries, n_keys = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
-            self.sites[site.name] = self._site_arrays(site, self._arrays)
+            self._sites[site.name] = self._site_arrays(site, self._arrays)
             pairs = {band: pair_offset(site, n_queries, n_keys, band) for band in (None, *site.bands)}
             self._offsets[site.name] = (_offsets(n_queries), _offsets(n_keys), pairs)
-            self.sites[site.name].written_distances = np.zeros((site.n_layers, 0), bool)
-            self.sites[site.name].n_rows = int(n_queries.sum())
-            self.sites[site.name].zero_distance = zero_distance(n_queries)
-            self.sites[site.name].is_filled = np.zeros((site.n_layers, len(n_queries)), bool)
-            self.sites[site.name].clear(n_queries == 0)
+            self._sites[site.name].written_distances = np.zeros((site.n_layers, 0), bool)
+            self._sites[site.name].n_rows = int(n_queries.sum())
+            self._sites[site.name].zero_distance = zero_distance(n_queries)
+            self._sites[site.name].is_filled = np.zeros((site.n_layers, len(n_queries)), bool)
+            self._sites[site.name].clear(n_queries == 0)
 
     def _memory_shape(self, path: str) -> tuple[tuple[int, ...], np.dtype]:
         """Return shape and type of an array in memory. Weights of a sparse codec lie in slots."""
@@ -226,11 +226,16 @@ class SegmentBuffers:
         return result
 
     @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Trace arrays by path, after their copies from the device. Arrays of a sparse codec are computed at each access."""
+    def sites(self) -> dict[str, SiteArrays]:
+        """Trace arrays on the host by site, after their copies from the device."""
         if self._device is not None:
             self.start_copy()
             self._device.wait()
+        return self._sites
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Trace arrays by path, as `sites`. Arrays of a sparse codec are computed at each access."""
         arrays = dict(self._arrays)
         for site in self.sites.values():
             arrays |= site.sparse.arrays() if site.sparse is not None else {}
@@ -248,7 +253,7 @@ class SegmentBuffers:
                     zero_distance=host.zero_distance,
                     written_distances=host.written_distances,
                 )
-                for name, host in self.sites.items()
+                for name, host in self._sites.items()
             }
             for arrays in self._device.sets
         ]
@@ -270,7 +275,7 @@ class SegmentBuffers:
     def target(self, site: SiteName, layer: int, device: torch.device) -> SiteArrays:
         """Return the arrays that a call on a device writes to. On a GPU they may hold this layer only."""
         if device.type == "cpu":
-            return self.sites[site]
+            return self._sites[site]
         self._is_copied = False
         if self._device is None:
             self._device = DeviceArrays(self._block_layout, self._block, self._pool, device)
@@ -309,9 +314,10 @@ class SegmentBuffers:
             if is_pairs:
                 index, offsets = site.bands[band].index(layer), pairs[band]
             elif name == "visible_keys":
-                if site.masks[layer].stored is None:
+                stored = site.masks[layer].stored
+                if stored is None:
                     continue
-                index, offsets = site.masks[layer].stored, pairs[None]
+                index, offsets = stored, pairs[None]
             elif name == "key":
                 offsets = keys
             yield path, index, _spans(offsets, placement.example)
@@ -343,7 +349,7 @@ class SegmentBuffers:
         """
         for site in self.spec.sites:
             has_tokens = self.n_tokens[site.query_sequence] > 0
-            missing = np.argwhere(~self.sites[site.name].is_filled & has_tokens)
+            missing = np.argwhere(~self._sites[site.name].is_filled & has_tokens)
             if len(missing):
                 layer, example = missing[0]
                 raise HeadAtlasError(

@@ -8,12 +8,13 @@ the same code.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from headatlas.store.errors import BudgetError
 from headatlas.store.files.drafts import check_free_space
-from headatlas.store.files.manifest import SegmentEntry, Skipped, left_out_of, read_manifest
+from headatlas.store.files.manifest import Dropped, SegmentEntry, Skipped, left_out_of, read_manifest
 from headatlas.store.schema.omissions import Omissions
 from headatlas.store.writing.extension import extend_store
 from headatlas.store.writing.store_writer import Replacement, StoreWriter
@@ -42,7 +43,7 @@ from .deferred_statistics import add_deferred
 from .prepared_job import Job, count_tokens, prepare_job
 from .repair import find_repairs
 from .resources import expected_bytes
-from .segment_computation import ComputedSegment, compute_segment
+from .segment_computation import ComputedSegment, SegmentRun
 
 
 def run_job(
@@ -127,24 +128,21 @@ def execute_job(
         reduction, served_by = _check(job, pending_segments, on_event)
         writer.note("reduction", served_by)
         collector = TraceCollector(job.spec, job.sites, reduction)
-        pools, kernel_failed = (BufferPool(), BufferPool()), False
-        pending: Future[SegmentEntry] | None = None
+        pools = [BufferPool(job.loaded.model.device) for _ in range(2)]
         with ThreadPoolExecutor(1, thread_name_prefix="headatlas-write") as background:
             _start_thread(background)
+            queue = _WriteQueue(background, writer, repairs, reduction, on_event)
             for number, segment in enumerate(pending_segments):
-                computed = compute_segment(
-                    job, segment, collector, pools[number % 2], on_event, _recorded_skips(writer, segment)
-                )
-                computed.replaced_entry = repairs.get(segment.index)
-                if reduction.problem is not None and not kernel_failed:  # after kernels of other shapes have run
-                    kernel_failed = True
-                    on_event(Stage(_without_kernel(reduction)))
-                    writer.note("reduction", _without_kernel(reduction))
-                if pending is not None:
-                    _report_segment(pending.result(), on_event)
-                pending = background.submit(write_segment, writer, computed)
-            if pending is not None:
-                _report_segment(pending.result(), on_event)
+                queue.wait(number % 2)  # the write of the segment whose memory this one reuses
+                run = SegmentRun(job, segment, collector, pools[number % 2], on_event, _recorded_skips(writer, segment))
+                run.start(queue.submit_waiting)
+                queue.submit_waiting()  # if no batch ran
+                queue.waiting = number % 2, run
+                if run.is_settled:
+                    queue.submit_waiting()
+            queue.submit_waiting()
+            queue.wait(len(pending_segments) % 2)
+            queue.wait(1 - len(pending_segments) % 2)
     add_deferred(job.path, job.config.keep.computed_later, on_event)
     manifest, _ = read_manifest(job.path)
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
@@ -168,6 +166,40 @@ def execute_job(
         seconds,
         Omissions(left_out).to_json(),
     )
+
+
+@dataclass
+class _WriteQueue:
+    """Segments on their way to the disk. One thread writes them in order."""
+
+    background: ThreadPoolExecutor
+    writer: StoreWriter
+    repairs: Mapping[int, SegmentEntry | Dropped]
+    reduction: Reduction
+    on_event: Listener
+    waiting: tuple[int, SegmentRun] | None = None
+    """Index of its memory, and a segment whose last results may be outstanding on a GPU."""
+    _kernel_failed: bool = False
+    _writes: dict[int, Future[SegmentEntry]] = field(default_factory=dict)
+
+    def submit_waiting(self) -> None:
+        """Wait for the results of the waiting segment, and write it in the background."""
+        if self.waiting is None:
+            return
+        (memory, run), self.waiting = self.waiting, None
+        computed = run.finish()
+        computed.replaced_entry = self.repairs.get(run.segment.index)
+        if self.reduction.problem is not None and not self._kernel_failed:  # after kernels of other shapes have run
+            self._kernel_failed = True
+            self.on_event(Stage(_without_kernel(self.reduction)))
+            self.writer.note("reduction", _without_kernel(self.reduction))
+        self._writes[memory] = self.background.submit(write_segment, self.writer, computed)
+
+    def wait(self, memory: int) -> None:
+        """Wait until the segment in this memory is written, and report it."""
+        write = self._writes.pop(memory, None)
+        if write is not None:
+            _report_segment(write.result(), self.on_event)
 
 
 def _start_thread(pool: ThreadPoolExecutor) -> None:

@@ -1,7 +1,6 @@
 """Compute the traces of one segment: batches through the model, and what happens when memory runs out.
 
-A batch that runs out of memory, in the forward pass or later while its results are written, is computed again in two
-halves. A single example that runs out of memory alone is not stored. If an example cannot be stored (it runs out of
+A batch that runs out of memory is computed again in two halves. A single example that runs out of memory alone is not stored. If an example cannot be stored (it runs out of
 memory alone, or its scores are not finite), its segment is computed again without it.
 """
 
@@ -9,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,14 +28,6 @@ from ..progress import BatchDone, BatchHalved, ExampleSkipped, Listener, Segment
 from ..tokens.batch_plan import SegmentSpec, plan_batches
 from ..tokens.model_inputs import ModelInputs
 from .prepared_job import Job, count_tokens
-
-
-class UnstorableExamples(Exception):
-    """Raised for examples that must not be stored. `reasons` maps their index within the segment to the reason."""
-
-    def __init__(self, reasons: dict[int, str]) -> None:
-        super().__init__(reasons)
-        self.reasons = reasons
 
 
 @dataclass
@@ -60,102 +51,134 @@ def compute_segment(
     on_event: Listener = lambda event: None,
     removed: Mapping[int, str] | None = None,
 ) -> ComputedSegment:
-    """Run the model over the examples of one segment.
-
-    `removed` has the examples that a user removed, with the reasons by number in the store. Only their ids are kept.
-    """
-    examples = list(job.examples[segment.examples])
-    first = segment.first_example
-    numbers = range(first, first + segment.n_examples)
-    skipped = {i + segment.shift: reason for i, reason in job.skipped.items() if i + segment.shift in numbers}
-    for number, reason in skipped.items():
-        on_event(ExampleSkipped(number, examples[number - first].example.id, reason))
-    while True:
-        try:
-            buffers = _fill(job, segment, examples, collector, pool, on_event)
-            computed = ComputedSegment(segment, examples, buffers, skipped)
-        except UnstorableExamples as error:
-            for index, reason in sorted(error.reasons.items()):
-                skipped[first + index] = reason
-                on_event(ExampleSkipped(first + index, examples[index].example.id, reason))
-                examples[index] = without_tokens(examples[index].example, examples[index].target is not None)
-            on_event(SegmentRestarted(segment.index, len(error.reasons)))
-            continue
-        newly_removed = {index: reason for index, reason in (removed or {}).items() if index not in skipped}
-        if not newly_removed:
-            return computed
-        for number in newly_removed:
-            removed_example = examples[number - first]
-            placeholder = CorpusExample(removed_example.example.id, "")
-            examples[number - first] = without_tokens(placeholder, removed_example.target is not None)
-        skipped |= newly_removed
-        on_event(SegmentRestarted(segment.index, len(newly_removed)))
+    """Run the model over the examples of one segment, and wait for the traces. See `SegmentRun`."""
+    run = SegmentRun(job, segment, collector, pool, on_event, removed or {})
+    run.start()
+    return run.finish()
 
 
 @dataclass
-class _Attempt:
-    """A batch whose forward pass is done. Its results may still be written on another thread."""
+class SegmentRun:
+    """Computation of one segment.
 
-    part: Sequence[int]
-    batch: Batch
+    `start` runs the model, `finish` waits for the last results. On a GPU the batches of the next segment may start
+    between the two. `removed` has the examples that a user removed, with the reasons by number in the store. Only their
+    ids are kept.
+    """
 
+    job: Job
+    segment: SegmentSpec
+    collector: TraceCollector
+    pool: BufferPool
+    on_event: Listener
+    removed: Mapping[int, str]
+    examples: list[EncodedExample] = field(init=False)
+    skipped: dict[int, str] = field(default_factory=dict)
+    _buffers: SegmentBuffers | None = None
+    _unsettled: list[tuple[Sequence[int], Batch]] = field(default_factory=list)
+    _failures: dict[int, str] = field(default_factory=dict)
 
-def _fill(
-    job: Job,
-    segment: SegmentSpec,
-    examples: list[EncodedExample],
-    collector: TraceCollector,
-    pool: BufferPool,
-    on_event: Listener,
-) -> SegmentBuffers:
-    """Fill the arrays of a segment. The results of a batch are awaited while the next batch runs."""
-    n_tokens = count_tokens(examples, job.spec)
-    try:
-        buffers = SegmentBuffers(job.spec, n_tokens, pool)
-    except MemoryError as error:
-        raise _no_memory(job, n_tokens) from error
-    failures: dict[int, str] = {}
-    waiting: list[Sequence[int]] = [batch.examples for batch in plan_batches(n_tokens, job.limits)]
-    waiting.reverse()
+    def start(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Run the batches. `meanwhile` is called once, when the first of them runs on a GPU."""
+        self.examples = list(self.job.examples[self.segment.examples])
+        numbers, shift = self._numbers(), self.segment.shift
+        self.skipped = {i + shift: reason for i, reason in self.job.skipped.items() if i + shift in numbers}
+        for number, reason in self.skipped.items():
+            self.on_event(ExampleSkipped(number, self.examples[number - numbers.start].example.id, reason))
+        self._fill(meanwhile)
 
-    def retry(part: Sequence[int]) -> None:
-        release_memory(job.loaded.model.device)
-        if len(part) > 1:
-            on_event(BatchHalved(len(part)))
-            waiting.extend([part[len(part) // 2 :], part[: len(part) // 2]])
-        elif collector.shrink():
-            waiting.append(part)
-        else:
-            size = max(int(counts[part[0]]) for counts in n_tokens.values())
-            failures[part[0]] = f"out of memory: {size} tokens are too many for this machine, even alone"
+    @property
+    def is_settled(self) -> bool:
+        """True if no results are outstanding, as always on the CPU."""
+        return not self._unsettled
 
-    def settle(attempt: _Attempt) -> None:
-        if not _is_settled(attempt.batch):
-            retry(attempt.part)
+    def finish(self) -> ComputedSegment:
+        """Wait for the results. Run the segment again without the examples that cannot be stored or were removed."""
+        first = self.segment.first_example
+        while True:
+            self._settle()
+            for index, reason in sorted(self._failures.items()):
+                self.skipped[first + index] = reason
+                example = self.examples[index]
+                self.on_event(ExampleSkipped(first + index, example.example.id, reason))
+                self.examples[index] = without_tokens(example.example, example.target is not None)
+            n_left_out = len(self._failures)
+            if not n_left_out:
+                newly_removed = {number: why for number, why in self.removed.items() if number not in self.skipped}
+                if not newly_removed:
+                    assert self._buffers is not None
+                    self._buffers.check_filled()
+                    return ComputedSegment(self.segment, self.examples, self._buffers, self.skipped)
+                for number in newly_removed:
+                    removed_example = self.examples[number - first]
+                    placeholder = CorpusExample(removed_example.example.id, "")
+                    self.examples[number - first] = without_tokens(placeholder, removed_example.target is not None)
+                self.skipped |= newly_removed
+                n_left_out = len(newly_removed)
+            self.on_event(SegmentRestarted(self.segment.index, n_left_out))
+            self._fill(lambda: None)
+
+    def _numbers(self) -> range:
+        return range(self.segment.first_example, self.segment.first_example + self.segment.n_examples)
+
+    def _fill(self, meanwhile: Callable[[], None]) -> None:
+        """Run the batches of the segment and start the copy of their traces to the host."""
+        job, n_tokens = self.job, count_tokens(self.examples, self.job.spec)
+        self._failures, self._buffers = {}, None
+        try:
+            self._buffers = buffers = SegmentBuffers(job.spec, n_tokens, self.pool)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._failures = _too_large(job, n_tokens, error)
             return
-        failures.update(attempt.batch.failures)
-        n_batch = sum(int(counts[i]) for counts in n_tokens.values() for i in attempt.part)
-        on_event(BatchDone(segment.index, len(attempt.part), n_batch))
-
-    unsettled: _Attempt | None = None
-    with torch.inference_mode(), forwarding(job.loaded.model, job.sites, collector) as forward:
-        while waiting or unsettled is not None:
-            attempt = None
-            if waiting:
+        waiting: list[Sequence[int]] = [batch.examples for batch in plan_batches(n_tokens, job.limits)]
+        waiting.reverse()
+        with torch.inference_mode(), forwarding(job.loaded.model, job.sites, self.collector) as forward:
+            while waiting:
                 part = waiting.pop()
-                attempt = _start(job, examples, part, buffers, collector, forward)
-                if attempt is None:
-                    retry(part)
-            if unsettled is not None:
-                settle(unsettled)
-            if attempt is not None and attempt.batch.is_settled:
-                settle(attempt)
-                attempt = None
-            unsettled = attempt
-    if failures:
-        raise UnstorableExamples(failures)
-    buffers.check_filled()
-    return buffers
+                batch = _start(job, self.examples, part, buffers, self.collector, forward)
+                if batch is None:
+                    waiting.extend(self._retry(part, buffers, n_tokens))
+                    continue
+                if not batch.is_settled:
+                    meanwhile()
+                    meanwhile = _nothing
+                self._settle()  # the batch before, while this one runs
+                self._unsettled = [(part, batch)]
+                if batch.is_settled:
+                    self._settle()
+        buffers.start_copy()
+
+    def _retry(
+        self, part: Sequence[int], buffers: SegmentBuffers, n_tokens: Mapping[str, np.ndarray]
+    ) -> list[Sequence[int]]:
+        """Return the batches to run in place of one that ran out of memory."""
+        release_memory(self.job.loaded.model.device)
+        if len(part) > 1:
+            self.on_event(BatchHalved(len(part)))
+            return [part[len(part) // 2 :], part[: len(part) // 2]]
+        if buffers.shrink() or self.collector.shrink():
+            return [part]
+        size = max(int(counts[part[0]]) for counts in n_tokens.values())
+        self._failures[part[0]] = f"out of memory: {size} tokens are too many for this machine, even alone"
+        return []
+
+    def _settle(self) -> None:
+        """Wait for the batches whose results are outstanding, and note which examples cannot be stored."""
+        for part, batch in self._unsettled:
+            batch.settle()
+            self._failures.update(batch.failures)
+            self.on_event(BatchDone(self.segment.index, len(part), self._n_tokens(part)))
+        self._unsettled = []
+
+    def _n_tokens(self, part: Sequence[int]) -> int:
+        assert self._buffers is not None
+        return sum(int(counts[list(part)].sum()) for counts in self._buffers.n_tokens.values())
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _start(
@@ -165,7 +188,7 @@ def _start(
     buffers: SegmentBuffers,
     collector: TraceCollector,
     forward: Callable[[ModelInputs], None],
-) -> _Attempt | None:
+) -> Batch | None:
     """Run the forward pass of one batch. Return None if memory ran out; nothing of the pass is then in memory."""
     try:
         inputs = job.inputs.build([examples[i] for i in part])
@@ -174,19 +197,9 @@ def _start(
     except (MemoryError, RuntimeError, OSError) as error:
         _drop_frames_if_out_of_memory(error)
     else:
-        return _Attempt(part, batch)
+        return batch
     collector.discard()
     return None
-
-
-def _is_settled(batch: Batch) -> bool:
-    """Wait until the results of a batch are in the arrays. Return False if memory ran out meanwhile."""
-    try:
-        batch.settle()
-    except (MemoryError, RuntimeError, OSError) as error:
-        _drop_frames_if_out_of_memory(error)
-        return False
-    return True
 
 
 def _drop_frames_if_out_of_memory(error: BaseException) -> None:
@@ -199,15 +212,18 @@ def _drop_frames_if_out_of_memory(error: BaseException) -> None:
         link = link.__cause__ or link.__context__
 
 
-def _no_memory(job: Job, n_tokens: dict[str, np.ndarray]) -> Exception:
-    """Return the error for a segment whose traces do not fit into memory.
+def _too_large(job: Job, n_tokens: dict[str, np.ndarray], error: BaseException) -> dict[int, str]:
+    """Return the example of a segment whose traces do not fit into memory, with the reason.
 
-    A single example is skipped. A segment of several examples is an error, because smaller segments may fit.
+    Raises
+    ------
+    BudgetError
+        The segment has several examples. Smaller segments may fit.
     """
     n_bytes = format_bytes(int(example_bytes(job.spec, n_tokens).sum()))
     rows = np.flatnonzero(next(iter(n_tokens.values())))
     if len(rows) > 1:
-        return BudgetError(
+        raise BudgetError(
             f"there is no memory for the {n_bytes} of a segment. Free memory, or lower store.segment_bytes and write a new store."
-        )
-    return UnstorableExamples({int(rows[0]): f"out of memory: its traces take {n_bytes}, too much for this machine"})
+        ) from error
+    return {int(rows[0]): f"out of memory: its traces take {n_bytes}, too much for this machine"}

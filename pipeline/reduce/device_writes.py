@@ -70,7 +70,7 @@ def place_statistics(
     n_rows: Float[Tensor, "statistic example"],
     layer: int,
     examples: Tensor,
-    target: Float[Tensor, "statistic layer head example"],
+    target: Float[Tensor, "statistic layer head segment_example"],
 ) -> None:
     """Write the means from sums over rows, and NaN for means of no rows."""
     means = torch.where(n_rows > 0, 1.0, torch.nan)[..., None] * sums.double() / n_rows[..., None]

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import transformers
 
 from headatlas.pipeline import reduce as reduce_package
 from tests.pipeline.device.pretend_cuda import InterpretedKernel, pretend_cuda
@@ -121,8 +122,9 @@ def tiny_job(tiny_folder, tmp_path):
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch, tiny_folder):
     """A pretend GPU. Models that move to "cuda" move there."""
+    transformers.AutoModel.from_pretrained(tiny_folder)  # the first model that it loads decides how it loads others
     with pretend_cuda(monkeypatch) as pretended:
         yield pretended
 

@@ -1,8 +1,8 @@
 """A pretend GPU: tensors that say they are on cuda:0 and are computed on the CPU.
 
 Inside a block of `PretendCuda` new tensors with `device="cuda"` are `PretendTensor`s. Every operation on them is
-recorded: waits of the host for the device, copies, attention calls, and operations that mix devices. Copies on a side
-stream that do not block run as late as a GPU might run them: when the host or another stream waits for them.
+recorded: waits of the host for the device, copies, attention calls, and operations that mix devices. Copies to
+the host and on side streams that do not block run as late as a GPU might run them: when somebody waits for them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
+
+from headatlas.pipeline.calls.lazy_mask import TiledMask
 
 CUDA = torch.device("cuda", 0)
 _DATA_DEPENDENT = ("nonzero", "masked_select", "unique_consecutive", "_unique2", "unique_dim", "bincount", "equal")
@@ -48,6 +50,11 @@ class PretendTensor(torch.Tensor):
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"PretendTensor{tuple(self.shape)}"
+
+    def tolist(self) -> Any:
+        assert PretendCuda.current is not None
+        PretendCuda.current.wait("number")
+        return self.numbers.tolist()
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -111,7 +118,8 @@ class PretendCuda(TorchDispatchMode):
     """The pretend GPU and what it recorded.
 
     `waits` counts by kind and by the line of headatlas or transformers that waits. `mixed` are operations on tensors of
-    two devices, and `unpinned` are copies that would not block if the host's memory were pinned.
+    two devices, and `unpinned` are copies that would not block if the host's memory were pinned. With `copies_at_once`
+    copies run as early as a GPU might run them.
     """
 
     current: PretendCuda | None = None
@@ -124,6 +132,7 @@ class PretendCuda(TorchDispatchMode):
         self.mixed: list[tuple[str, str]] = []
         self.unpinned: list[str] = []
         self.n_sdpa = 0
+        self.copies_at_once = False
         self.stream = self.default_stream = Stream()
         self._pinned: dict[int, torch.UntypedStorage] = {}
 
@@ -151,7 +160,8 @@ class PretendCuda(TorchDispatchMode):
                     part._buffers[name] = PretendTensor(buffer)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with self:  # masks that are functions compute their values on the device
+            args, kwargs = tree_map(_dense, args), tree_map(_dense, kwargs or {})
         on_device = any(isinstance(value, PretendTensor) for value in tree_flatten((args, kwargs))[0])
         device = kwargs.get("device")
         # The C++ code of torch takes the tensors for tensors on "meta", and makes their scalars there.
@@ -160,7 +170,10 @@ class PretendCuda(TorchDispatchMode):
             return self.run(function, args, kwargs)
         pinned = kwargs.pop("pin_memory", False)
         result = function(*args, **kwargs)
-        return self.pin(result) if pinned else result
+        if not pinned:
+            return result
+        result.untyped_storage().fill_(0x55)  # numbers that nobody wrote
+        return self.pin(result)
 
     def pin(self, tensor: Tensor) -> Tensor:
         """Record that the memory of a tensor is pinned."""
@@ -191,9 +204,9 @@ class PretendCuda(TorchDispatchMode):
             host_kwargs.pop("pin_memory", None)
         is_result_on_device = _is_cuda(device) if device is not None else bool(on_device)
         if name == "_local_scalar_dense":
-            self._wait("number")
+            self.wait("number")
         elif name in _DATA_DEPENDENT or (name.startswith("index") and _has_boolean_index(args)):
-            self._wait(name)
+            self.wait(name)
         elif name == "copy_" and isinstance(args[0], PretendTensor) != isinstance(args[1], PretendTensor):
             return self._copy(args, kwargs)
         elif name == "_to_copy" and is_result_on_device != bool(on_device):
@@ -203,7 +216,7 @@ class PretendCuda(TorchDispatchMode):
             mixed = [value for value in on_host if value.dim() > 0]
             if name in ("index", "index_put_", "index_put"):  # torch accepts indices on the host, and copies them
                 for _ in mixed:
-                    self._wait("index on the host")
+                    self.wait("index on the host")
             elif mixed:
                 self.mixed.append((name, _place()))
         with _disable_current_modes():
@@ -220,13 +233,16 @@ class PretendCuda(TorchDispatchMode):
         target, source, *options = args
         is_blocking = not (options[0] if options else kwargs.get("non_blocking", False))
         to_host = isinstance(source, PretendTensor)
+        if to_host and self.stream is self.default_stream:
+            with _disable_current_modes():  # later operations of the stream may change the source
+                source = PretendTensor(source.numbers.clone())
         self._transfer(to_host, target if to_host else source, is_blocking)
 
         def copy() -> None:
             with _disable_current_modes():
                 _numbers(target).copy_(_numbers(source))
 
-        if is_blocking or self.stream is self.default_stream:
+        if is_blocking or self.copies_at_once or (not to_host and self.stream is self.default_stream):
             copy()
         else:
             self.stream.pending.append(copy)
@@ -237,11 +253,12 @@ class PretendCuda(TorchDispatchMode):
         direction = "to host" if to_host else "to device"
         self.copies[direction] += 1
         if is_blocking:
-            self._wait(f"copy {direction}")
+            self.wait(f"copy {direction}")
         elif not self.is_pinned(host):
             self.unpinned.append(_place())
 
-    def _wait(self, kind: str) -> None:
+    def wait(self, kind: str) -> None:
+        """Record a wait of the host."""
         self.waits[kind, _place()] += 1
 
 
@@ -264,6 +281,10 @@ class InterpretedKernel:
 def _is_cuda(device: object) -> bool:
     """Return True for the pretend GPU, also by the name that the C++ code of torch has for it."""
     return device is not None and torch.device(device).type in ("cuda", "meta")  # type: ignore[call-overload]
+
+
+def _dense(value: object) -> object:
+    return value.dense() if isinstance(value, TiledMask) else value
 
 
 def _numbers(value: object) -> object:
@@ -309,7 +330,7 @@ def pretend_cuda(monkeypatch: Any, total_memory: int = 80 << 30) -> Iterator[Pre
     def new_tensor(values: Any, **options: Any) -> Tensor:
         if not _is_cuda(options.pop("device", None) if _is_cuda(options.get("device")) else None):
             return tensor(values, **options)
-        gpu._wait("copy to device")
+        gpu.wait("copy to device")
         with _disable_current_modes():
             return PretendTensor(tensor(values, **options))
 

@@ -161,12 +161,13 @@ def test_a_bias_is_by_distance_or_not_rebuilt(model_of, inputs_of, tmp_path, mon
     original = score_parts._by_distance
 
     def of_probe_only(call, n_queries, n_keys, rows=slice(None)):
-        return original(call, n_queries, n_keys, rows) if n_queries <= 3 else None
+        line, is_exact = original(call, n_queries, n_keys, rows)
+        return line, is_exact & (n_queries <= 3)
 
     monkeypatch.setattr(score_parts, "_by_distance", of_probe_only)
     with pytest.raises(UnsupportedModelError, match="more than the distance"):
         capture(model, inputs, keep)
-    monkeypatch.setattr(score_parts, "_by_distance", lambda *arguments: None)
+    monkeypatch.setattr(score_parts, "_by_distance", lambda *arguments: (None, False))
     store = capture_store(tmp_path / "store", model, inputs, keep)
     with pytest.raises(NotFoundError, match="learned bias"):
         store.examples[0].attention(0, 0, "encoder")

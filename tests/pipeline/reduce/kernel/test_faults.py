@@ -7,18 +7,24 @@ import numpy as np
 import pytest
 import torch
 
+from headatlas.pipeline.calls import device_arrays
+from headatlas.pipeline.calls.batch import Batch
+from headatlas.pipeline.calls.device_arrays import DeviceArrays
 from headatlas.pipeline.calls.out_of_memory import is_out_of_memory
+from headatlas.pipeline.calls.segment_buffers import SiteArrays
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job import job_runner
 from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.progress import BatchDone, BatchHalved, Stage
-from headatlas.pipeline.reduce import triton_reduction
+from headatlas.pipeline.reduce import torch_reduction
+from headatlas.pipeline.reduce.torch_reduction import TorchReduction
 from headatlas.pipeline.reduce.triton_reduction import TritonReduction
+from headatlas.pipeline.tokens import model_inputs
 from headatlas.store.errors import HeadAtlasError
 from headatlas.store.store import open_store
 
 pytestmark = [
-    pytest.mark.usefixtures("triton_kernel"),
+    pytest.mark.usefixtures("triton_gpu"),
     pytest.mark.skipif(
         importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install headatlas[gpu]"
     ),
@@ -40,6 +46,7 @@ OUT_OF_MEMORY = {
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:116] err == 0. DefaultCPUAllocator: can't allocate memory"),
     "errno": OSError(12, "Cannot allocate memory"),
 }
+CHECK = job_runner._check
 NOT_MEMORY = [
     RuntimeError("CUDA error: an illegal memory access was encountered"),
     RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
@@ -57,14 +64,16 @@ def job_on_kernel(tiny_job, monkeypatch, name, checked=False):
         return reductions[-1]
 
     def unchecked(job, *_):
-        return choose(job.spec.keep, job.spec.statistics), "Triton kernel"
+        return choose(job.spec.keep, job.spec.statistics, job.loaded.model.device), "Triton kernel"
 
     if checked:
         monkeypatch.setattr(job_runner, "choose_reduction", choose)
+        monkeypatch.setattr(job_runner, "_check", CHECK)
     else:  # the interpreter is slow
         monkeypatch.setattr(job_runner, "_check", unchecked)
     document = {
         **tiny_job,
+        "model": {**tiny_job["model"], "device": "cuda", "dtype": "float32"},
         "corpus": {**tiny_job["corpus"], "max_examples": 4},
         "keep": {"edges": 2},
         "store": {**tiny_job["store"], "path": tiny_job["store"]["path"] + name},
@@ -131,35 +140,89 @@ def test_other_errors_are_not_want_of_memory(error):
     assert not is_out_of_memory(error)
 
 
-@pytest.mark.parametrize(("kind", "call"), [("host", 1), ("pinned", 2), ("host", 4)])
-def test_an_error_while_results_are_written_belongs_to_its_batch(tiny_job, monkeypatch, undisturbed, kind, call):
-    config, _ = job_on_kernel(tiny_job, monkeypatch, "-written")
-    calls = fail_at(monkeypatch, triton_reduction.TorchReduction, "store_statistics", call, OUT_OF_MEMORY[kind])
+@pytest.mark.parametrize(
+    ("owner", "name", "kind"),
+    [
+        (TritonReduction, "_launch", "triton"),
+        (TorchReduction, "store_statistics", "device"),
+        (torch_reduction, "place_vectors", "pinned"),
+        (Batch, "shape", "pinned"),
+        (Batch, "end_pass", "pinned"),
+        (model_inputs, "to_device", "pinned"),
+    ],
+)
+def test_want_of_memory_in_every_place_halves_the_batch(tiny_job, monkeypatch, undisturbed, owner, name, kind):
+    config, _ = job_on_kernel(tiny_job, monkeypatch, "-place")
+    original_run = job_runner.SegmentRun.start
+
+    def start(self, *arguments):
+        fail_at(monkeypatch, owner, name, 2, OUT_OF_MEMORY[kind])
+        original_run(self, *arguments)
+
+    monkeypatch.setattr(job_runner.SegmentRun, "start", start)
     events = []
     run_job(config, events.append)
-    assert len(calls) >= call, "the fault was not reached"
     assert [event.n_examples for event in events if isinstance(event, BatchHalved)] == [2]
     assert sum(event.n_examples for event in events if isinstance(event, BatchDone)) == 4
     check_same(config.store.path, undisturbed)
 
 
-@pytest.mark.parametrize("place", ["_launch", "_to_host", "_place_batch", "_store_vectors"])
-def test_want_of_memory_in_every_place_halves_the_batch(tiny_job, monkeypatch, undisturbed, place):
-    config, _ = job_on_kernel(tiny_job, monkeypatch, "-place")
-    fail_at(monkeypatch, TritonReduction, place, 2, OUT_OF_MEMORY["pinned"])
-    events = []
-    run_job(config, events.append)
-    assert [event.n_examples for event in events if isinstance(event, BatchHalved)] == [2]
-    check_same(config.store.path, undisturbed)
-
-
-def test_another_error_while_results_are_written_ends_the_job(tiny_job, monkeypatch):
+def test_an_error_of_a_copy_ends_the_job(tiny_job, monkeypatch):
     config, _ = job_on_kernel(tiny_job, monkeypatch, "-ended")
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
-    fail_at(monkeypatch, triton_reduction.TorchReduction, "store_statistics", 1, error)
+    fail_at(monkeypatch, DeviceArrays, "wait", 1, error)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         run_job(config)
     assert not open_store(config.store.path).segments
+
+
+def test_a_segment_that_does_not_fit_the_device_is_copied_by_layer(tiny_job, monkeypatch, undisturbed):
+    config, _ = job_on_kernel(tiny_job, monkeypatch, "-layers")
+    whole = []
+    original = DeviceArrays.__init__
+
+    def record(self, *arguments):
+        original(self, *arguments)
+        whole.append(not self.by_layer)
+
+    monkeypatch.setattr(DeviceArrays, "__init__", record)
+    monkeypatch.setattr(device_arrays, "_SHARE_OF_MEMORY", 1 << 60)
+    run_job(config)
+    assert whole == [False]
+    check_same(config.store.path, undisturbed)
+
+
+def test_want_of_memory_for_a_segment_leads_to_copies_by_layer(tiny_job, monkeypatch, undisturbed):
+    config, _ = job_on_kernel(tiny_job, monkeypatch, "-segment")
+    original = device_arrays._allocate
+    n_failures = []
+
+    def allocate(n_bytes, device, is_pinned):
+        if device is not None and not n_failures:
+            n_failures.append(n_bytes)
+            raise OUT_OF_MEMORY["device"]
+        return original(n_bytes, device, is_pinned)
+
+    monkeypatch.setattr(device_arrays, "_allocate", allocate)
+    run_job(config)
+    assert n_failures
+    check_same(config.store.path, undisturbed)
+
+
+def test_a_single_example_without_memory_is_run_again_by_layer(tiny_job, monkeypatch, undisturbed):
+    config, _ = job_on_kernel(tiny_job, monkeypatch, "-single")
+    original, n_failures = TritonReduction._launch, []
+
+    def launch(self, call, site, layer, batch, *arguments):
+        if layer == 1 and len(n_failures) < 2:  # of two examples, then of one
+            n_failures.append(layer)
+            raise OUT_OF_MEMORY["device"]
+        return original(self, call, site, layer, batch, *arguments)
+
+    monkeypatch.setattr(TritonReduction, "_launch", launch)
+    run_job(config)
+    assert len(n_failures) == 2
+    check_same(config.store.path, undisturbed)
 
 
 def cannot_run(kind):
@@ -194,8 +257,14 @@ def test_a_kernel_that_cannot_run_is_replaced_by_torch_operations(tiny_job, monk
 
 def test_a_map_that_was_not_written_is_not_committed(tiny_job, monkeypatch):
     config, _ = job_on_kernel(tiny_job, monkeypatch, "-lost")
-    original = triton_reduction._write_results
-    monkeypatch.setattr(triton_reduction, "_write_results", lambda event, writes: original(event, writes[:-1]))
+    original, calls = SiteArrays.mark_filled, []
+
+    def mark(self, layer, placement):
+        calls.append(layer)
+        if len(calls) > 1:
+            original(self, layer, placement)
+
+    monkeypatch.setattr(SiteArrays, "mark_filled", mark)
     with pytest.raises(HeadAtlasError, match="were not computed"):
         run_job(config)
     assert not open_store(config.store.path).segments
@@ -203,13 +272,13 @@ def test_a_map_that_was_not_written_is_not_committed(tiny_job, monkeypatch):
 
 def test_padding_that_overflows_rejects_no_example(tiny_job, monkeypatch):
     config, _ = job_on_kernel(tiny_job, monkeypatch, "-padding")
-    original = TritonReduction._store_vectors
+    original = torch_reduction.place_vectors
 
-    def with_infinite_padding(self, call, site, layer, batch, arrays):
+    def with_infinite_padding(call, site, layer, batch, arrays, codec):
         query, key = call.query.clone(), call.key.clone()  # the model goes on with its own numbers
         for row, n in enumerate(batch.placements[site.name].n_queries):
             query[row, :, n:] = key[row, :, n:] = float("inf")
-        original(self, replace(call, query=query, key=key), site, layer, batch, arrays)
+        original(replace(call, query=query, key=key), site, layer, batch, arrays, codec)
 
-    monkeypatch.setattr(TritonReduction, "_store_vectors", with_infinite_padding)
+    monkeypatch.setattr(torch_reduction, "place_vectors", with_infinite_padding)
     assert run_job(config).n_skipped == 0
