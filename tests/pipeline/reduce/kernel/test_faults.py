@@ -46,6 +46,7 @@ OUT_OF_MEMORY = {
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:116] err == 0. DefaultCPUAllocator: can't allocate memory"),
     "errno": OSError(12, "Cannot allocate memory"),
 }
+CHECK = job_runner._check
 NOT_MEMORY = [
     RuntimeError("CUDA error: an illegal memory access was encountered"),
     RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
@@ -67,6 +68,7 @@ def job_on_kernel(tiny_job, monkeypatch, name, checked=False):
 
     if checked:
         monkeypatch.setattr(job_runner, "choose_reduction", choose)
+        monkeypatch.setattr(job_runner, "_check", CHECK)
     else:  # the interpreter is slow
         monkeypatch.setattr(job_runner, "_check", unchecked)
     document = {
