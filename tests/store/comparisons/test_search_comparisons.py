@@ -1,5 +1,6 @@
 """Two patterns, groups of examples and correlations, compared with loops over the examples."""
 
+import itertools
 import json
 
 import numpy as np

@@ -1,6 +1,7 @@
 """The same heads in two stores, compared with a loop over rows; examples that are left out; a series of stores."""
 
 import dataclasses
+import itertools
 import json
 import math
 
