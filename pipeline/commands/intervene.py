@@ -66,8 +66,8 @@ def intervene(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="Column whose values are the units of intervals and tests, or example; default template, document, "
-            "window_of or pair, if the corpus has it.",
+            help="Column whose values are the units of intervals and tests, or example; default corpus.sampling_unit, or "
+            "the coarsest of template, document, window_of and pair that the corpus has.",
             show_default=False,
         ),
     ] = None,

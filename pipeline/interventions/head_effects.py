@@ -248,10 +248,11 @@ def intervene(
         on_event(Stage(f"exact effects of the {len(best)} largest estimates"))
         exact = passes.run([variants[i] for i in best], progress.begin(len(examples) * (len(best) + 1)))
         agreement = _rank_correlation(np.nanmean(effects[best], axis=1), np.nanmean(exact, axis=1))
-    columns = dict.fromkeys(name for example in examples for name in example.example.columns)
-    unit = unit_of(list(columns), request.unit)
+    names = dict.fromkeys(name for example in examples for name in example.example.columns)
+    columns = {name: [example.example.columns.get(name) for example in examples] for name in names}
+    unit = unit_of(columns, request.unit or config.corpus.sampling_unit)
     units: list[Hashable] = [
-        i if unit is None else example.example.columns.get(unit) for i, example in enumerate(examples)
+        i if unit is None or columns[unit][i] in (None, "") else (columns[unit][i],) for i in range(len(examples))
     ]
     evidence = weigh(
         effects,

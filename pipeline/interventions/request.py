@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headatlas.store.errors import ConfigError, NotFoundError
+from headatlas.store.queries.evidence.sampling_units import EXAMPLE, UNIT_COLUMNS
 from headatlas.store.schema.traces import Site
 
 from .actions import Action, Block, Mean, PatchAttention, PatchOutput, Scale, ScaleDimensions, Uniform, Zero
@@ -201,20 +202,23 @@ def parse_measure(request: Request, loaded: LoadedModel) -> Measure:
     return {"loss": NextTokenLoss, "kl": Divergence, "embedding": EmbeddingChange}[name]()
 
 
-def unit_of(columns: Sequence[str], requested: str | None) -> str | None:
+def unit_of(columns: Mapping[str, Sequence[object]], requested: str | None) -> str | None:
     """Return the column whose values are the units of intervals and tests; None if every example is one.
+
+    The default is that of `headatlas.store.queries.evidence.sampling_units`: the coarsest of `UNIT_COLUMNS`.
 
     Raises
     ------
     ConfigError
         The corpus has no such column.
     """
-    if requested is None:
-        return next((name for name in ("template", "document", "window_of", "pair") if name in columns), None)
-    if requested == "example":
+    if requested == EXAMPLE:
         return None
-    if requested not in columns:
-        raise ConfigError(
-            f"--unit is {requested!r}; expected example, or a column of the corpus: {', '.join(columns) or 'none'}"
-        )
-    return requested
+    if requested is not None:
+        if requested not in columns:
+            names = ", ".join(columns) or "none"
+            raise ConfigError(f"the unit is {requested!r}; expected example, or a column of the corpus: {names}")
+        return requested
+    counts = {name: len(set(columns[name])) for name in UNIT_COLUMNS if name in columns}
+    usable = [name for name, count in counts.items() if 2 <= count < len(columns[name])]
+    return min(usable, key=lambda name: counts[name], default=None)
