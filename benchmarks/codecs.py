@@ -35,7 +35,7 @@ from headatlas.store.codecs.attention_codecs import SCALES, attention_codec
 from headatlas.store.codecs.attention_layout import pair_offset
 from headatlas.store.codecs.companding import decode_attention
 from headatlas.store.codecs.pairs import row_start
-from headatlas.store.containers.shard_writer import compressor_of, plan_grid
+from headatlas.store.files.containers.shard_writer import compressor_of, plan_grid
 from headatlas.store.schema.traces import Keep, Site, TraceSpec, segment_layout
 from headatlas.store.store import open_store
 from headatlas.store.writing.convert import convert_store

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from headatlas.store import Store, open_store
-from headatlas.store.containers import shard_reader as shard_read
+from headatlas.store.files.containers import shard_reader as shard_read
 
 from .report import Row, described, report
 

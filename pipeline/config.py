@@ -20,8 +20,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from headatlas.store.containers.container import ContainerName
 from headatlas.store.errors import ConfigError
+from headatlas.store.files.containers.container import ContainerName
 from headatlas.store.files.manifest import MAX_SEGMENT_EXAMPLES
 from headatlas.store.files.package_paths import PREFIX, find_in_package
 from headatlas.store.schema.capture_statistics import STATISTICS

@@ -12,7 +12,7 @@ import grimp
 import pytest
 
 PARTS = ("pipeline", "store", "viewer", "configs")
-MAX_ENTRIES = 13
+MAX_ENTRIES = 12
 FREE_ENTRIES = {"__init__.py", "py.typed", "__pycache__"}
 
 

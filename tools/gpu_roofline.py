@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from headatlas.pipeline.config import KeepConfig
-from headatlas.pipeline.resources.job_projection import expected_bytes
+from headatlas.pipeline.job.resources.job_projection import expected_bytes
 from headatlas.pipeline.tokens.batch_plan import SegmentSpec
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, Site, SiteName, TraceSpec, segment_layout

@@ -32,8 +32,8 @@ from benchmarks import capture_device  # noqa: E402
 from headatlas.pipeline.config import parse_config  # noqa: E402
 from headatlas.pipeline.job.job_runner import execute_job  # noqa: E402
 from headatlas.pipeline.job.prepared_job import Job, prepare_job  # noqa: E402
+from headatlas.pipeline.job.resources.machine import describe_accelerator, read_machine  # noqa: E402
 from headatlas.pipeline.progress import BatchHalved, Event, format_bytes  # noqa: E402
-from headatlas.pipeline.resources.machine import describe_accelerator, read_machine  # noqa: E402
 from headatlas.store.store import open_store  # noqa: E402
 
 from .kernel_cases import Case, check, make_call, run  # noqa: E402

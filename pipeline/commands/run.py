@@ -18,8 +18,8 @@ from headatlas.store.schema.renamed import read_renamed
 if TYPE_CHECKING:
     from ..config import JobConfig
     from ..job.prepared_job import Job
-    from ..resources.job_projection import JobProjection
-    from ..resources.machine import Machine
+    from ..job.resources.job_projection import JobProjection
+    from ..job.resources.machine import Machine
 
 app = typer.Typer(rich_markup_mode="rich")
 _PANEL = "Pipeline"
@@ -157,7 +157,7 @@ def plan(
 
     from ..job.prepared_job import prepare_job
     from ..job.projection import project_job
-    from ..resources.machine import read_machine
+    from ..job.resources.machine import read_machine
     from ..tokens.corpus_encoding import open_corpus
 
     jobs = load(config, out, changes, max_examples=max_examples, sample=sample, skip=skip)

@@ -42,13 +42,13 @@ from ..progress import (
 from ..reduce import kernel
 from ..reduce.reduction import Reduction, choose_reduction
 from ..reduce.torch_reduction import TorchReduction
-from ..resources.job_projection import expected_bytes
 from ..tokens.batch_plan import WHOLE, SegmentSpec, Share
 from ..tokens.model_inputs import ModelInputs
 from ..tokens.segment_tables import segment_tables
 from .deferred_statistics import add_deferred
 from .prepared_job import Job, prepare_job
 from .repair import find_repairs
+from .resources.job_projection import expected_bytes
 from .segment_computation import ComputedSegment, SegmentRun
 from .segment_groups import count_tokens
 

@@ -24,8 +24,6 @@ from headatlas.store.schema.traces import TraceSpec
 from ..config import JobConfig
 from ..corpora.examples import EncodedExample
 from ..progress import Event, Stage
-from ..resources.job_projection import ModelShape
-from ..resources.machine import describe_accelerator, resident_bytes
 from ..tokens.batch_plan import BatchLimits, SegmentSpec
 from ..tokens.corpus_encoding import (
     Corpus,
@@ -38,6 +36,8 @@ from ..tokens.corpus_encoding import (
 from ..tokens.windows import WINDOW_COLUMNS
 from .deferred_statistics import check_deferred
 from .extension import Group
+from .resources.job_projection import ModelShape
+from .resources.machine import describe_accelerator, resident_bytes
 from .segment_groups import choose_groups, count_tokens, plan_groups
 
 if TYPE_CHECKING:

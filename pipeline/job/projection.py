@@ -14,10 +14,10 @@ from ..checks.selfcheck import CHECK_BYTES
 from ..reduce.reduction import choose_reduction
 from ..reduce.torch_reduction import DEVICE_TILE_WEIGHTS, TILE_WEIGHTS
 from ..reduce.triton_reduction import TritonReduction
-from ..resources.job_projection import DeviceUse, FixedMemory, JobProjection, project
-from ..resources.machine import resident_bytes, total_device_bytes
 from ..tokens.batch_plan import plan_batches
 from .prepared_job import Job, model_shape
+from .resources.job_projection import DeviceUse, FixedMemory, JobProjection, project
+from .resources.machine import resident_bytes, total_device_bytes
 from .size_sample import measure_sample
 
 _TRIAL_TOKENS = 2048

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from headatlas.store.codecs.array_layout import ArrayLayout
-from headatlas.store.containers.hdf5_metadata import INDEX_BYTES
-from headatlas.store.containers.shard_writer import chunk_cutter, compressor_of, plan_grid
+from headatlas.store.files.containers.hdf5_metadata import INDEX_BYTES
+from headatlas.store.files.containers.shard_writer import chunk_cutter, compressor_of, plan_grid
 from headatlas.store.schema.text_tables import table_arrays
 from headatlas.store.schema.traces import segment_layout
 from headatlas.store.store import open_store
@@ -26,11 +26,11 @@ from headatlas.store.writing.store_writer import StoreWriter
 from ..calls.device_arrays import BufferPool
 from ..capture.collector import TraceCollector
 from ..reduce.reduction import choose_reduction
-from ..resources.job_projection import ArrayProjection, JobProjection
 from ..tokens.batch_plan import SegmentSpec
 from ..tokens.segment_tables import segment_tables
 from .job_runner import write_segment
 from .prepared_job import Job
+from .resources.job_projection import ArrayProjection, JobProjection
 from .segment_computation import compute_segment
 
 SAMPLE_EXAMPLES = 192

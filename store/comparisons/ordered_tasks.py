@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from ..containers.task_pool import TaskPool
+from ..files.containers.task_pool import TaskPool
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
-from ..containers.task_pool import TaskPool
+from ..files.containers.task_pool import TaskPool
 from ..patterns import Pattern, Vocabulary
 from ..patterns.segment_matcher import segment_matcher
 from ..reading.segment import Segment

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int64, Num
 
 from ..codecs.companding import decode_attention
-from ..containers.shard_writer import CHUNK_PAIRS
 from ..errors import NotFoundError, located
+from ..files.containers.shard_writer import CHUNK_PAIRS
 from ..patterns.matching import Matcher, Matches
 from ..patterns.matching_rows import MatchingRows
 from ..reading.attention_rebuild import RebuiltRows, require_rebuilt, why_not_rebuilt

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Float
 
-from ..containers.shard_writer import CHUNK_PAIRS
+from ..files.containers.shard_writer import CHUNK_PAIRS
 from ..patterns.matching import Matcher, Matches
 from ..patterns.matching_rows import MatchingWordRows
 from ..reading.block_weights import is_rebuilt

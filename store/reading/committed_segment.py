@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ..codecs.array_layout import ArrayLayout
-from ..containers.container import ContainerReader, SegmentListing, guard_fork
 from ..errors import ConfigError, FormatError, HeadAtlasError, ShapeError, located
 from ..files.byte_cache import ByteCache
+from ..files.containers.container import ContainerReader, SegmentListing, guard_fork
 from ..files.hashed_files import ObjectDamageError
 from ..files.manifest import SegmentEntry
 from ..files.object_source import ObjectSource

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..codecs.array_layout import ArrayLayout
-from ..containers.container import ContainerReader, SegmentListing
-from ..containers.formats import container_of
 from ..errors import ConfigError, CorruptSegmentError, FormatError
+from ..files.containers.container import ContainerReader, SegmentListing
+from ..files.containers.formats import container_of
 from ..files.hashed_files import StoredObject
 from ..files.object_source import ObjectSource
 from ..schema.traces import check_format_version

@@ -17,9 +17,9 @@ from jaxtyping import Float32, Int64
 
 from ..codecs.array_layout import ArrayLayout
 from ..codecs.attention_layout import band_array, pair_offset
-from ..containers.container import guard_fork
 from ..errors import FormatError, NotFoundError, located
 from ..files.byte_cache import ByteCache
+from ..files.containers.container import guard_fork
 from ..files.overlays import overlay_path
 from ..schema.omissions import Omission
 from ..schema.text_tables import read_columns, read_optional_text, read_text, read_token_table

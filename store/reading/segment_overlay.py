@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 
 from ..codecs.array_layout import ArrayLayout
-from ..containers.container import ContainerReader, SegmentListing
 from ..errors import FormatError, ShapeError, located
+from ..files.containers.container import ContainerReader, SegmentListing
 from ..files.manifest import SegmentEntry
 from ..files.object_source import ObjectSource
 from ..files.overlays import OverlayEntry

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float16, UInt
 
-from ..containers.container import guard_fork
 from ..errors import FormatError
+from ..files.containers.container import guard_fork
 from ..schema.traces import Site
 from .segment import Segment
 

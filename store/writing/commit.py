@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ..containers.container import SegmentListing
 from ..errors import CorruptSegmentError, HeadAtlasError
+from ..files.containers.container import SegmentListing
 from ..files.hashed_files import check_folder, fsync_folder, is_damage
 from ..files.manifest import write_durable
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..containers.container import ContainerName
 from ..errors import ConfigError
+from ..files.containers.container import ContainerName
 from ..files.drafts import SPACE_ADVICE, check_free_space
 from ..files.locations import local_folder
 from ..files.manifest import read_manifest

@@ -16,8 +16,8 @@ import numpy as np
 
 from ..codecs.array_layout import SegmentArray
 from ..codecs.sparse_rows import entries_of_rows
-from ..containers.container import long_axis
 from ..errors import ConfigError, NotFoundError
+from ..files.containers.container import long_axis
 from ..files.locations import local_folder
 from ..files.manifest import Dropped, Skipped
 from ..files.overlays import Overlay, column_overlay, statistic_overlay

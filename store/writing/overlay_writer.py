@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ..codecs.array_layout import SegmentArray
-from ..containers.container import SegmentListing
 from ..errors import ConfigError
+from ..files.containers.container import SegmentListing
 from ..files.hashed_files import check_hashes, fsync_folder, read_small
 from ..files.manifest import SegmentEntry
 from ..files.overlays import Overlay, OverlayEntry, overlay_folder, statistic_overlay

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from ..codecs.array_layout import SegmentArray
-from ..containers.container import ArrayEntry, SegmentListing
-from ..containers.formats import container_of
-from ..containers.task_pool import TaskPool
 from ..errors import ConfigError, located
+from ..files.containers.container import ArrayEntry, SegmentListing
+from ..files.containers.formats import container_of
+from ..files.containers.task_pool import TaskPool
 from ..files.hashed_files import check_hashes, read_small
 from ..files.leases import create_folders, dead_folders, private_folder
 from ..files.locations import local_folder

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..containers.task_pool import TaskPool
 from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, RemoteError
+from ..files.containers.task_pool import TaskPool
 from ..files.hashed_files import StoredObject, UnexpectedFileError, is_damage
 from ..files.locations import open_source
 from ..files.manifest import Manifest, SegmentEntry, lost_manifest, read_latest, read_manifest

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 from store_builder import SEGMENT, Content, make_contents, make_spec, seal_manifest, write_store
 
-from headatlas.store.containers.container import CONTAINERS
+from headatlas.store.files.containers.container import CONTAINERS
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from store_builder import make_contents, make_site, write_store
 
-from headatlas.store.containers.container import CONTAINERS
+from headatlas.store.files.containers.container import CONTAINERS
 from headatlas.store.schema.traces import FORMAT_VERSION, Keep, TraceSpec
 from headatlas.store.store import open_store
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from ...codecs.companding import decode_attention
-from ...containers.shard_writer import CHUNK_PAIRS
+from ...files.containers.shard_writer import CHUNK_PAIRS
 from ...patterns import Pattern, Vocabulary
 from ...patterns.matching import Matcher, expand
 from ...patterns.regex import matching_texts

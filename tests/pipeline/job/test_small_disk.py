@@ -14,7 +14,7 @@ import pytest
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.job.prepared_job import prepare_job
-from headatlas.pipeline.resources.job_projection import expected_bytes
+from headatlas.pipeline.job.resources.job_projection import expected_bytes
 from headatlas.store.store import open_store
 from headatlas.store.writing.verification import verify_store
 

@@ -10,7 +10,7 @@ import numpy as np
 import zstandard
 from forge import Forger
 
-from headatlas.store.containers.shard_writer import checksum_bytes
+from headatlas.store.files.containers.shard_writer import checksum_bytes
 
 QUERY = "decoder/query"
 SHAPE = (2, 2, 12, 4)

@@ -15,7 +15,7 @@ from pathlib import Path
 from fault_stores import fresh, in_child, lean_contents, one_case, undisturbed
 from store_builder import open_writer, segment_bytes
 
-from headatlas.store.containers.container import CONTAINERS
+from headatlas.store.files.containers.container import CONTAINERS
 from headatlas.store.files.leases import private_folder
 from headatlas.store.files.manifest import Dropped, SegmentEntry, manifest_numbers, read_manifest, segment_path
 from headatlas.store.writing.store_writer import StoreWriter

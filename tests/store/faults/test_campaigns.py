@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from headatlas.store.containers.container import CONTAINERS
+from headatlas.store.files.containers.container import CONTAINERS
 
 HERE = Path(__file__).parent
 slow = pytest.mark.slow

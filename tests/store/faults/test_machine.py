@@ -26,9 +26,9 @@ from hypothesis.stateful import (
 )
 from store_builder import PROVENANCE, Content, open_writer, write_store
 
-from headatlas.store.containers.container import CONTAINERS
 from headatlas.store.errors import ConfigError, NotFoundError
 from headatlas.store.files import leases as private
+from headatlas.store.files.containers.container import CONTAINERS
 from headatlas.store.files.manifest import Dropped, SegmentEntry, manifest_numbers
 from headatlas.store.store import Store, open_store
 from headatlas.store.writing.convert import convert_store

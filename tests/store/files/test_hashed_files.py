@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headatlas.store.containers.shard_writer import chunk_cutter, cut_chunk
+from headatlas.store.files.containers.shard_writer import chunk_cutter, cut_chunk
 from headatlas.store.files.hashed_files import HashedFile, write_object
 
 BUFFER = 4 << 20

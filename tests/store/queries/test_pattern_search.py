@@ -7,8 +7,8 @@ from traced_corpus import make_store
 
 from headatlas.store import open_store
 from headatlas.store.codecs.attention_codecs import attention_codec
-from headatlas.store.containers import shard_writer as shard
 from headatlas.store.errors import ConfigError, CorruptSegmentError, NotFoundError
+from headatlas.store.files.containers import shard_writer as shard
 from headatlas.store.queries import edge_scan
 from headatlas.store.queries import segment_scan as scan
 from headatlas.store.queries.pattern_search import RANKINGS, search

@@ -11,10 +11,10 @@ import pytest
 import zarr
 from store_builder import Content, make_contents, make_spec, only_zarr, write_store
 
-from headatlas.store.containers import shard_reader as shard_read
-from headatlas.store.containers import shard_writer as shard
-from headatlas.store.containers.shard_reader import read_shard_index
 from headatlas.store.errors import CorruptSegmentError, HeadAtlasError
+from headatlas.store.files.containers import shard_reader as shard_read
+from headatlas.store.files.containers import shard_writer as shard
+from headatlas.store.files.containers.shard_reader import read_shard_index
 from headatlas.store.files.object_source import LocalFile
 from headatlas.store.store import open_store
 from headatlas.store.writing.drop import drop_from_store

@@ -18,9 +18,9 @@ from store_builder import Content, make_contents, make_site, make_spec, write_st
 
 from headatlas.store import Store, open_store
 from headatlas.store.codecs.array_layout import ArrayLayout, SegmentArray
-from headatlas.store.containers.container import ArrayEntry
-from headatlas.store.containers.formats import container_of
 from headatlas.store.errors import FormatError, HeadAtlasError, ShapeError
+from headatlas.store.files.containers.container import ArrayEntry
+from headatlas.store.files.containers.formats import container_of
 from headatlas.store.files.manifest import manifest_name
 from headatlas.store.reading.stored_edges import read_edges
 from headatlas.store.schema.token_table import Column

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from store_builder import make_contents, make_site, make_spec, write_store
 
-from headatlas.store.containers.zarr_segment import ZarrReader
 from headatlas.store.errors import ConfigError, NotFoundError
 from headatlas.store.files.byte_cache import ByteCache
+from headatlas.store.files.containers.zarr_segment import ZarrReader
 from headatlas.store.reading.committed_segment import CommittedSegment
 from headatlas.store.reading.segment import Segment
 from headatlas.store.schema.traces import Keep

@@ -12,8 +12,8 @@ import pytest
 from store_builder import make_content, make_site, make_spec, write_store
 
 from headatlas.store.codecs.companding import encode_vectors
-from headatlas.store.containers import shard_reader as shard_read
-from headatlas.store.containers import shard_writer as shard
+from headatlas.store.files.containers import shard_reader as shard_read
+from headatlas.store.files.containers import shard_writer as shard
 from headatlas.store.reading.example import Example
 from headatlas.store.schema.traces import Keep
 from headatlas.store.store import open_store

@@ -11,8 +11,8 @@ from store_builder import Content, open_writer, segment_bytes
 from typer.testing import CliRunner
 
 from headatlas.store.commands.maintain import app
-from headatlas.store.containers.container import CONTAINERS
 from headatlas.store.errors import ConfigError, CorruptSegmentError
+from headatlas.store.files.containers.container import CONTAINERS
 from headatlas.store.files.manifest import read_manifest
 from headatlas.store.store import open_store
 from headatlas.store.writing.convert import convert_store

@@ -26,8 +26,8 @@ import numpy as np
 import zstandard
 from jaxtyping import Shaped, UInt8
 
-from ..codecs.array_layout import ArrayLayout
-from ..files.hashed_files import HashedFile
+from ...codecs.array_layout import ArrayLayout
+from ..hashed_files import HashedFile
 
 Compressor = Literal["h8", "zstd"]
 Checksum = Literal["crc32c", "fletcher32"]

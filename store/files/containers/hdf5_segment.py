@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..codecs.array_layout import ArrayLayout, SegmentArray
-from ..errors import FormatError, HeadAtlasError, NotFoundError, located
-from ..files.hashed_files import ObjectDamageError, StoredObject, fsync_folder, is_damage
-from ..files.object_source import ObjectFile, ObjectSource
+from ...codecs.array_layout import ArrayLayout, SegmentArray
+from ...errors import FormatError, HeadAtlasError, NotFoundError, located
+from ..hashed_files import ObjectDamageError, StoredObject, fsync_folder, is_damage
+from ..object_source import ObjectFile, ObjectSource
 from .container import SegmentListing, Slices, Span, guard_fork, long_axis
 from .hdf5_metadata import (
     FILE_NAME,

@@ -25,9 +25,9 @@ from store_builder import (
     write_store,
 )
 
-from headatlas.store.containers import shard_writer as shard
-from headatlas.store.containers.container import CONTAINERS
 from headatlas.store.errors import ConfigError, NotFoundError
+from headatlas.store.files.containers import shard_writer as shard
+from headatlas.store.files.containers.container import CONTAINERS
 from headatlas.store.reading.lazy_array import LazyArray
 from headatlas.store.schema.traces import Keep, TraceSpec
 from headatlas.store.store import Store, open_store

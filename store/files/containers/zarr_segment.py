@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..codecs.array_layout import ArrayLayout, SegmentArray
-from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
-from ..files.hashed_files import HashedFile, ObjectDamageError, StoredObject, fsync_folder, is_damage, write_object
-from ..files.object_source import ObjectFile, ObjectSource
+from ...codecs.array_layout import ArrayLayout, SegmentArray
+from ...errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
+from ..hashed_files import HashedFile, ObjectDamageError, StoredObject, fsync_folder, is_damage, write_object
+from ..object_source import ObjectFile, ObjectSource
 from .container import SegmentListing, Slices, Span, guard_fork, long_axis, parent_groups
 from .shard_reader import ChunkDamageError, damaged_chunks, read_shard, read_shard_index
 from .shard_writer import Grid, file_name, plan_grid, write_file

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..codecs.array_layout import ArrayLayout
-from ..errors import FormatError
+from ...codecs.array_layout import ArrayLayout
+from ...errors import FormatError
 from .shard_writer import Grid
 
 METADATA_MAX_BYTES = 1 << 20

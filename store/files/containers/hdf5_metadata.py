@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..codecs.array_layout import ArrayLayout
-from ..errors import FormatError
-from ..schema.traces import FORMAT_NAME, FORMAT_VERSION
+from ...codecs.array_layout import ArrayLayout
+from ...errors import FormatError
+from ...schema.traces import FORMAT_NAME, FORMAT_VERSION
 from .container import parent_groups
 from .shard_reader import ChunkRanges
 from .shard_writer import Grid, plan_grid

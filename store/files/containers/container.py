@@ -16,11 +16,11 @@ from typing import Literal, NamedTuple, Protocol, Self, runtime_checkable
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ..codecs.array_layout import ArrayLayout, SegmentArray
-from ..errors import ConfigError, FormatError
-from ..files.hashed_files import StoredObject, check_path
-from ..files.json_documents import format_document, parse_document
-from ..files.object_source import ObjectSource
+from ...codecs.array_layout import ArrayLayout, SegmentArray
+from ...errors import ConfigError, FormatError
+from ..hashed_files import StoredObject, check_path
+from ..json_documents import format_document, parse_document
+from ..object_source import ObjectSource
 
 MAX_AXES = 6
 _DTYPES = ("uint8", "uint16", "uint32", "int32", "int64", "float16", "float32", "float64")

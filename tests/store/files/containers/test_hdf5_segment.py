@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from store_builder import SEGMENT, Content, make_contents, make_spec, write_store
 
-from headatlas.store.containers import shard_writer as shard
-from headatlas.store.containers.shard_writer import checksum_bytes
 from headatlas.store.errors import CorruptSegmentError, FormatError
+from headatlas.store.files.containers import shard_writer as shard
+from headatlas.store.files.containers.shard_writer import checksum_bytes
 from headatlas.store.store import open_store
 from headatlas.store.writing.verification import verify_store
 

@@ -17,8 +17,8 @@ import numpy as np
 import zstandard
 from jaxtyping import Shaped, UInt64
 
-from ..errors import CorruptSegmentError
-from ..files.object_source import LocalFile, ObjectFile, Range
+from ...errors import CorruptSegmentError
+from ..object_source import LocalFile, ObjectFile, Range
 from .container import Slices
 from .shard_writer import MISSING_CHUNK, Checksum, Grid, checksum_bytes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import ConfigError
+from ...errors import ConfigError
 from .container import Container
 from .hdf5_segment import Hdf5Container
 from .zarr_segment import ZarrContainer

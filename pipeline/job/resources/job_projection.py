@@ -16,10 +16,10 @@ from headatlas.store.codecs.expected_sizes import compression_factor, expected_r
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.schema.traces import TraceSpec, segment_layout
 
-from ..calls.attention_hook import OUTPUT_WEIGHTS
-from ..calls.lazy_mask import DENSE_PAIRS
-from ..progress import format_bytes, format_seconds
-from ..tokens.batch_plan import BatchLimits, BatchPlan, Lengths, SegmentSpec, plan_batches
+from ...calls.attention_hook import OUTPUT_WEIGHTS
+from ...calls.lazy_mask import DENSE_PAIRS
+from ...progress import format_bytes, format_seconds
+from ...tokens.batch_plan import BatchLimits, BatchPlan, Lengths, SegmentSpec, plan_batches
 from .device_memory import CONTEXT_BYTES, N_SEGMENTS, rounded_to_power_of_two, segment_on_device, with_reserve
 from .machine import Machine
 

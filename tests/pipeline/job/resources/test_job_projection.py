@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.resources import machine as machine_module
-from headatlas.pipeline.resources.device_memory import CONTEXT_BYTES, rounded_to_power_of_two
-from headatlas.pipeline.resources.job_projection import (
+from headatlas.pipeline.job.resources import machine as machine_module
+from headatlas.pipeline.job.resources.device_memory import CONTEXT_BYTES, rounded_to_power_of_two
+from headatlas.pipeline.job.resources.job_projection import (
     FIRST_USE_BYTES,
     DeviceUse,
     FixedMemory,
@@ -18,7 +18,7 @@ from headatlas.pipeline.resources.job_projection import (
     ModelShape,
     project,
 )
-from headatlas.pipeline.resources.machine import Machine, describe_accelerator, read_machine, resident_bytes
+from headatlas.pipeline.job.resources.machine import Machine, describe_accelerator, read_machine, resident_bytes
 from headatlas.pipeline.tokens.batch_plan import BatchLimits, plan_segments
 from headatlas.store.schema.example_sizes import example_bytes
 from headatlas.store.schema.traces import Keep, Site, TraceSpec
