@@ -204,11 +204,13 @@ class _WriteQueue:
     _writes: dict[int, Future[SegmentEntry]] = field(default_factory=dict)
 
     def submit_waiting(self) -> None:
-        """Wait for the results of the waiting segment, and write it in the background."""
+        """Wait for the results of the waiting segment and for the write before it, and write it in the background."""
         if self.waiting is None:
             return
         (memory, run), self.waiting = self.waiting, None
         computed = run.finish()
+        for earlier in list(self._writes):
+            self.wait(earlier)
         computed.replaced_entry = self.repairs.get(run.segment.index)
         if self.reduction.problem is not None and not self._kernel_failed:  # after kernels of other shapes have run
             self._kernel_failed = True
