@@ -30,14 +30,14 @@ import time
 from pathlib import Path
 from headatlas.viewer.data import store_data
 search = store_data.search
-def gated_search(store, expression, site, *, on_progress, stop):
+def gated_search(store, expression, site, limits, on_progress, stop):
     numbers = iter(range(store.n_examples))
     def tell(progress):
         on_progress(progress)
         gate = Path(GATES, str(next(numbers)))
         while not gate.exists() and not stop():
             time.sleep(0.01)
-    return search(store, expression, site, on_progress=tell, stop=stop)
+    return search(store, expression, site, limits, tell, stop)
 store_data.search = gated_search
 """
 """Python code that makes the search wait after segment N until the file N exists, or until it is cancelled."""
