@@ -68,7 +68,7 @@ def test_batches_are_halved_and_the_next_is_whole_again(tiny_job, tmp_path):
     job["keep"]["edges"] = False
     job["store"] = {"path": str(tmp_path / "limited"), "segment_examples": 2000}
     job["run"] = {"batch_size": 1500, "max_batch_tokens": 1 << 30, "threads": 1}
-    log = run_limited(job, 32, 1600)
+    log = run_limited(job, 48, 1600)
     assert ["BatchHalved", 1500] in log
     batch_sizes = [count for kind, count in log if kind == "BatchDone"]
     assert sum(batch_sizes) == 1600
