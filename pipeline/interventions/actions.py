@@ -1,4 +1,4 @@
-"""What an intervention does to one head: it computes the output that the model uses instead of the head's own.
+"""Actions on one head: each computes the output that the model uses instead of the head's own.
 
 Every action is a pure function of one attention call. So it is the same in a sweep over all heads, in an intervention on
 a set of heads, and in the estimate from gradients.
@@ -85,7 +85,7 @@ class HeadCall:
 
 
 class Action(Protocol):
-    """What is done to a head."""
+    """A change of one head."""
 
     @property
     def name(self) -> str:

@@ -32,7 +32,7 @@ N_DIRECTIONS = 2
 
 
 class Measure(ABC):
-    """What is measured of a prediction."""
+    """A measure of predictions."""
 
     name: ClassVar[str]
     """Word on the command line."""

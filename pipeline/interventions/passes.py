@@ -174,10 +174,12 @@ class Passes:
                 nothing = self.measure.effect(reading, reading, inputs)  # NaN where nothing can be measured
             total = torch.zeros((len(variants), len(indices)), dtype=torch.float64)
             for number, direction in enumerate(directions):
-                wanted = [recording.offsets[layer] for layer in sorted(recording.offsets)]
+                offsets = dict(sorted(recording.offsets.items()))
                 is_last = number == len(directions) - 1
-                found = torch.autograd.grad(direction.sum(), wanted, retain_graph=not is_last, allow_unused=True)
-                gradients = dict(zip(sorted(recording.offsets), found, strict=True))
+                derivatives = torch.autograd.grad(
+                    direction.sum(), list(offsets.values()), retain_graph=not is_last, allow_unused=True
+                )
+                gradients = dict(zip(offsets, derivatives, strict=True))
                 with torch.no_grad():
                     for row, variant in enumerate(variants):
                         slope = _slope(variant, context, gradients)

@@ -50,7 +50,7 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 @dataclass(frozen=True)
 class Request:
-    """What to do, to which heads, and what to measure.
+    """An intervention as a user asks for it: action, heads and measure.
 
     `heads` are lists of heads that are changed together; None for every head alone. `donors` says which examples give
     what is patched: those with the same value of `pair`, or any of the same length.

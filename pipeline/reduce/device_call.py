@@ -56,7 +56,7 @@ class DeviceCall:
     sinks: Tensor | None = None
     special: Tensor | None = None
     targets: DeviceTargets = DeviceTargets()
-    """Where results go that have a place already. The others are allocated."""
+    """Destinations of the results that have one already. The others are allocated."""
 
 
 @dataclass(frozen=True)
