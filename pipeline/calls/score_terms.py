@@ -70,12 +70,12 @@ def store_parts(call: AttentionCall, site: Site, layer: int, batch: Batch, array
         line = batch.bias_lines[key][2]
         distances = slice(arrays.zero_distance - run.n_queries + 1, arrays.zero_distance + run.n_keys)
         # Every example has distance 0, so the distances that are written follow each other.
-        known = np.flatnonzero(written[distances])
-        if len(known):
-            part = slice(int(known[0]), int(known[-1]) + 1)
+        indices = np.flatnonzero(written[distances])
+        if len(indices):
+            part = slice(int(indices[0]), int(indices[-1]) + 1)
             is_close = torch.isclose(line[:, part], lines[:, distances][:, part], TOLERANCE, TOLERANCE).all()
             batch.judge(is_close, partial(_require, call.module))
-        if len(known) < line.shape[1]:
+        if len(indices) < line.shape[1]:
             lines[:, distances], written[distances] = line, True
 
 

@@ -51,8 +51,8 @@ class BatchContext:
     """`PositionClass` of every query token."""
     lengths: Int64[Tensor, "batch"]
     """Number of query tokens of each example; the others are padding."""
-    own: Recording
-    """The pass without intervention."""
+    own: Recording | None = None
+    """The pass without intervention; None if nothing needs its outputs."""
     donor: Recording | None = None
     """The pass over the examples from which outputs are patched, in the same order; None if no action needs it."""
     edges: Bool[Tensor, "batch query key"] | None = None

@@ -60,9 +60,12 @@ class Recorder:
 
 
 class Editor:
-    """Receiver that changes the outputs of heads. Variant v has the v-th block of rows of the batch."""
+    """Receiver that changes the outputs of heads. Variant v has the v-th block of rows of the batch.
 
-    def __init__(self, layers: LayerIndex, context: BatchContext, variants: Sequence[Variant]) -> None:
+    Without a context it changes nothing.
+    """
+
+    def __init__(self, layers: LayerIndex, context: BatchContext | None, variants: Sequence[Variant]) -> None:
         self._layers, self._context, self._variants = layers, context, variants
 
     def receive(self, call: AttentionCall) -> None:
@@ -71,6 +74,8 @@ class Editor:
     def edit(self, call: AttentionCall, output: Tensor) -> Tensor:
         """Return the outputs with those of the edited heads exchanged."""
         layer = self._layers[call.module]
+        if self._context is None:
+            return output
         edited, n = output, len(self._context.indices)
         for number, variant in enumerate(self._variants):
             edits = [edit for edit in variant.edits if edit.layer == layer]

@@ -219,10 +219,10 @@ class Passes:
         self, indices: list[int], layers: LayerIndex, prefix: Prefix | None, variants: Sequence[Variant]
     ) -> tuple[ModelInputs, BatchContext, Tensor]:
         """Run a batch without intervention. Return its inputs, its context and the reading of the measure."""
-        inputs, recorder = self._inputs(indices), Recorder(layers)
-        with capturing(self.model, recorder), nullcontext() if prefix is None else prefix.recording():
+        inputs = self._inputs(indices)
+        with capturing(self.model, Editor(layers, None, ())), nullcontext() if prefix is None else prefix.recording():
             output = run_model(self.model, inputs.arguments)
-        context = self._context(indices, inputs, recorder.recording, self._donor(indices, layers, variants))
+        context = self._context(indices, inputs, None, self._donor(indices, layers, variants))
         return inputs, context, self.measure.read(output, inputs)
 
     def _effects(
@@ -244,7 +244,7 @@ class Passes:
         return self.measure.effect(before, after, together).view(n, -1).double().cpu().numpy()
 
     def _context(
-        self, indices: Sequence[int], inputs: ModelInputs, own: Recording, donor: Recording | None = None
+        self, indices: Sequence[int], inputs: ModelInputs, own: Recording | None, donor: Recording | None = None
     ) -> BatchContext:
         sequence = self.site.query_sequence
         special = inputs.special[sequence]
@@ -279,6 +279,7 @@ class Passes:
 
 def _slope(variant: Variant, context: BatchContext, gradients: Mapping[int, Tensor | None]) -> Float[Tensor, "batch"]:
     """Return the change that the gradients predict for a variant."""
+    assert context.own is not None, "the estimate records the pass"
     slope = torch.zeros(len(context.indices), device=context.lengths.device)
     for edit in variant.edits:
         gradient = gradients[edit.layer]
