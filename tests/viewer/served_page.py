@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
@@ -51,6 +52,23 @@ class Served:
             self.page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
+def wait_for_listener(port: int) -> None:
+    """Wait until the server, which starts in a thread of its own, accepts connections.
+
+    Raises:
+        TimeoutError: it did not within `PATIENCE_S`.
+    """
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
+            return
+        except ConnectionRefusedError:
+            if time.monotonic() > end:
+                raise TimeoutError(f"nothing listens on port {port}") from None
+            time.sleep(0.02)
+
+
 @pytest.fixture
 def serve(browser) -> Iterator[Callable[..., Served]]:
     """`serve(make)` serves the viewable that `make()` returns on a free port and opens it.
@@ -80,6 +98,7 @@ def serve(browser) -> Iterator[Callable[..., Served]]:
             verbose=False,
             unused_session_lifetime_milliseconds=1000 * PATIENCE_S,
         )
+        wait_for_listener(port)
         context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options)
         context.set_default_timeout(1000 * PATIENCE_S)
         served = Served(context.new_page(), f"http://127.0.0.1:{port}")

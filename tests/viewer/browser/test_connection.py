@@ -12,7 +12,7 @@ import pytest
 
 from headatlas.viewer.state.page_table import PAGES, VIEWS
 
-from ..view_data import PATIENCE_S
+from ..view_data import PATIENCE_S, wait_for
 from .test_corpus_and_url import PREVIOUS, opened, running, viewing
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ QUERIES = [
     "layer=1&head=2",
     *(f"page={row.route}&layer=1&head=2" for row in PAGES if row.route not in ("corpus", "search", "views")),
     f"page=search&pattern={quote(PREVIOUS)}&layer=1&head=2",
-    *(f"page=views&view={row.route}&example=9&layer=1&head=2&pin=q2" for row in VIEWS),
+    *(f"page=views&view={row.route}&layer=1&head=2&example=9&pin=q2" for row in VIEWS),
 ]
-"""An address of every page and view."""
+"""An address of every page and view, in the order in which the viewer writes it."""
 
 
 def free_port() -> int:
@@ -43,6 +43,7 @@ def test_a_page_comes_back_after_the_server_was_away(page: Page, page_record, st
     port = free_port()
     with running(store_path, "--no-token", port=port) as (url, process):
         opened(page, url, query)
+        wait_for(page, lambda: page.title().endswith("headatlas"), page.title)
         address, title = page.url, page.title()
         process.kill()
         page.locator("[data-connection=lost]", has_text="connection to the viewer is lost").wait_for(timeout=5_000)
@@ -51,7 +52,7 @@ def test_a_page_comes_back_after_the_server_was_away(page: Page, page_record, st
     with running(store_path, "--no-token", port=port):
         page.locator("html:not([data-old])").wait_for(state="attached")
         page.locator(".path").wait_for()
-        assert (page.url, page.title()) == (address, title)
+        wait_for(page, lambda: (page.url, page.title()) == (address, title), lambda: f"{page.url} {page.title()}")
         assert page.locator("[data-connection]").count() == 0
         assert not is_inert(page)
         page.goto("about:blank")
