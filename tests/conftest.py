@@ -202,9 +202,18 @@ def _statistics_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 pytest_plugins = ["tests.fault_table"]
 
 
+SHARED_MEMORY = Path("/dev/shm")
+MIN_MEMORY_FOLDER_GIB = 8
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker that `pytest_collection_modifyitems` sets."""
+    """Declare the marker that `pytest_collection_modifyitems` sets, and put the folders of tests in memory.
+
+    The tests write and delete hundreds of thousands of small files. Options and variables that name a folder come first.
+    """
     config.addinivalue_line("markers", "corpora: reads the corpora; set on every test that takes `data_dir`")
+    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free >= MIN_MEMORY_FOLDER_GIB << 30:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHARED_MEMORY))
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their markers
@@ -214,6 +223,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "data_dir" in getattr(item, "fixturenames", ()):
             item.add_marker("corpora")
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Three processes for two cores, because some tests wait; at most eight, because each loads torch."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, n_cores * 3 // 2)
 
 
 def pytest_collection_finish() -> None:
