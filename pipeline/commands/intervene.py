@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -13,9 +14,10 @@ from headatlas.store.commands.options import AsCsv, AsJson, SiteName, Top
 from .run import ConfigArgument, MaxOption, SampleOption, SetOption, load
 
 if TYPE_CHECKING:
-    from ..config import JobConfig
     from ..interventions.head_effects import Intervention
-    from ..interventions.request import Request
+    from ..progress import Event
+
+Result = TypeVar("Result")
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -111,6 +113,7 @@ def intervene(
     """
     from headatlas.store.errors import ConfigError
 
+    from ..interventions.head_effects import intervene as run_intervention
     from ..interventions.kept_effects import check_store, keep_effects, write_effects
     from ..interventions.request import Request
 
@@ -127,7 +130,7 @@ def intervene(
     )  # fmt: skip
     if keep is not None:
         check_store(job, keep)
-    result = _intervene(job, request, quiet=quiet)
+    result = run_with_progress(lambda *receivers: run_intervention(job, request, *receivers), quiet=quiet)
     if result is None:
         return
     if keep is not None:
@@ -137,13 +140,14 @@ def intervene(
     _print(result, top, as_csv=as_csv, as_json=as_json)
 
 
-def _intervene(job: JobConfig, request: Request, *, quiet: bool) -> Intervention | None:
-    """Run with a progress bar if the error stream is a terminal, otherwise with lines. None if it was only planned."""
+def run_with_progress(
+    run: Callable[[Callable[[Event], None], Callable[[int, int], None]], Result], *, quiet: bool
+) -> Result:
+    """Run something with a progress bar if the error stream is a terminal, otherwise with lines."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..interventions.head_effects import intervene as run
-    from ..progress import Event, describe
+    from ..progress import describe
 
     console = Console(stderr=True, quiet=quiet)
 
@@ -153,10 +157,10 @@ def _intervene(job: JobConfig, request: Request, *, quiet: bool) -> Intervention
 
     try:
         if quiet or not console.is_terminal:
-            return run(job, request, say)
+            return run(say, lambda done, total: None)
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("passes")
-            return run(job, request, say, lambda done, total: progress.update(task, completed=done, total=total))
+            return run(say, lambda done, total: progress.update(task, completed=done, total=total))
     except KeyboardInterrupt:
         print("\nheadatlas: interrupted; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -247,7 +247,7 @@ def intervene(
         best = np.argsort(-np.abs(np.nanmean(effects, axis=1)), kind="stable")[:N_EXACT]
         on_event(Stage(f"exact effects of the {len(best)} largest estimates"))
         exact = passes.run([variants[i] for i in best], progress.begin(len(examples) * (len(best) + 1)))
-        agreement = _rank_correlation(np.nanmean(effects[best], axis=1), np.nanmean(exact, axis=1))
+        agreement = rank_correlation(np.nanmean(effects[best], axis=1), np.nanmean(exact, axis=1))
     names = dict.fromkeys(name for example in examples for name in example.example.columns)
     columns = {name: [example.example.columns.get(name) for example in examples] for name in names}
     unit = unit_of(columns, request.unit or config.corpus.sampling_unit)
@@ -353,7 +353,7 @@ def _edges_of(
     return edges
 
 
-def _rank_correlation(first: Float64[np.ndarray, "n"], second: Float64[np.ndarray, "n"]) -> float:
+def rank_correlation(first: Float64[np.ndarray, "n"], second: Float64[np.ndarray, "n"]) -> float:
     """Return Spearman's rank correlation."""
     ranks = [pd.Series(values).rank().to_numpy() for values in (first, second)]
     return float(np.corrcoef(ranks)[0, 1])

@@ -73,15 +73,7 @@ def keep_effects(result: Intervention, job: JobConfig, name: str) -> None:
 
 
 def write_effects(result: Intervention, path: Path) -> None:
-    """Write one row for each intervention and example: heads, example, effect.
-
-    Raises
-    ------
-    ConfigError
-        The file is neither ``.parquet`` nor ``.csv``.
-    """
-    if path.suffix not in (".parquet", ".csv"):
-        raise ConfigError(f"--out is {path}; expected a file that ends with .parquet or .csv")
+    """Write one row for each intervention and example: heads, example, effect. Errors are those of `write_table`."""
     names = [result.head_name(heads) for heads in result.targets]
     n_examples = len(result.example_ids)
     table = pd.DataFrame(
@@ -91,7 +83,20 @@ def write_effects(result: Intervention, path: Path) -> None:
             "effect": result.effects.ravel(),
         }
     )
+    write_table(table, path)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table to a Parquet or CSV file.
+
+    Raises
+    ------
+    ConfigError
+        The file is neither ``.parquet`` nor ``.csv``.
+    """
     if path.suffix == ".csv":
         table.to_csv(path, index=False)
-    else:
+    elif path.suffix == ".parquet":
         table.to_parquet(path, index=False)
+    else:
+        raise ConfigError(f"--out is {path}; expected a file that ends with .parquet or .csv")
