@@ -212,7 +212,7 @@ def mediate(
     seconds_per_pair = (time.monotonic() - start) / n_loaded
     odds = np.exp(ratios[:, 1] - ratios[:, 0])
     is_kept, threshold = _above(odds, request.above_quantile)
-    pairs, ratios = [pair for pair, kept in zip(pairs, is_kept, strict=True) if kept], ratios[is_kept]
+    pairs, ratios = [pair for pair, is_above in zip(pairs, is_kept, strict=True) if is_above], ratios[is_kept]
     sequences, passes = _with_pairs(passes, pairs, mask_id)
     site, action = passes.site, PatchTextAttention(sequences.patched_lengths)
     heads = [(layer, head) for layer in range(site.n_layers) for head in range(site.n_heads)]
