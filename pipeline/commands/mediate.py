@@ -9,7 +9,7 @@ import typer
 
 from headatlas.store.commands.options import AsCsv, AsJson, Top
 
-from .intervene import run_with_progress
+from .intervene import display
 from .run import ConfigArgument, MaxOption, SampleOption, SetOption, load
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def mediate(
     """
     from headatlas.store.errors import ConfigError
 
-    from ..interventions.kept_effects import write_table
+    from ..interventions.kept_effects import check_out, write_table
     from ..interventions.mediation.continuation_sequences import PairColumns
     from ..interventions.mediation.effects_map import effects_map
     from ..interventions.mediation.mediated_effects import MediationRequest
@@ -114,7 +114,10 @@ def mediate(
         PairColumns(pair, variant, between, (columns[0], columns[1])), above_quantile=above_quantile, estimate=estimate,
         n_exact=exact, n_controls=controls, unit=unit, seed=seed, only_plan=plan,
     )  # fmt: skip
-    result = run_with_progress(lambda *receivers: run(job, request, *receivers), quiet=quiet)
+    if out is not None:
+        check_out(out)
+    with display(quiet, after_interrupt="nothing was written") as receivers:
+        result = run(job, request, *receivers)
     if result is None:
         return
     if out is not None:

@@ -19,7 +19,7 @@ from headatlas.store.schema.token_table import TokenFlag
 from ...corpora.examples import EncodedExample, TokenSequence
 from ...tokens.model_inputs import ModelInputs
 from ..actions import HeadCall, PatchAttention
-from ..measures import Measure
+from ..measures.measure import Measure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -31,8 +31,9 @@ from ...tokens.corpus_encoding import encode_corpus, open_corpus
 from ...tokens.model_inputs import InputBuilder
 from ..actions import Edit, Variant
 from ..controls import MINIMUM_UNITS, EffectEvidence, control_sets, unit_means, weigh
-from ..head_effects import FEW_UNITS, Progress, rank_correlation
-from ..measures import mask_id_of
+from ..head_effects import Progress
+from ..intervention import FEW_UNITS
+from ..measures.predictions import mask_id_of
 from ..passes import Passes
 from ..request import unit_of
 from .continuation_sequences import (
@@ -204,7 +205,7 @@ def mediate(
         The model does not predict words, has two sides, or does not call transformers' attention interface.
     """
     pairs, left_out, passes, mask_id, notes = _open(config, request, on_event)
-    progress, n_loaded = Progress(on_progress=on_progress), len(pairs)
+    progress, n_loaded = Progress(on_progress), len(pairs)
     sequences, passes = _with_pairs(passes, pairs, mask_id)
     on_event(Stage(f"total effect of {plural(n_loaded, 'pair')}"))
     start = time.monotonic()
@@ -246,7 +247,8 @@ def mediate(
     if estimates is not None:
         effects = _Effects(estimates.indirect.copy(), estimates.direct.copy())
         effects.indirect[measured], effects.direct[measured] = exact.indirect, exact.direct
-        agreement = rank_correlation(estimates.indirect[measured].mean(axis=1), exact.indirect.mean(axis=1))
+        means = [pd.Series(values.mean(axis=1)) for values in (estimates.indirect[measured], exact.indirect)]
+        agreement = float(means[0].corr(means[1], method="spearman"))
     unit, units = _units(pairs, request.unit or config.corpus.sampling_unit, request.columns.pair)
     controls = [[heads.index(c) for (c,) in control_sets(norms, (head,), request.n_controls)] for head in heads]
     compared = (exact if estimates is None else estimates).indirect
