@@ -28,6 +28,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -172,23 +173,27 @@ def differences(page: str, run: str) -> list[str]:
     """
     result = []
     lines, lines_of_run = page.splitlines(), run.splitlines()
-    if len(lines) != len(lines_of_run):
-        result.append(f"the page has {len(lines)} lines, with the output of the run {len(lines_of_run)}")
-    for number, (line, line_of_run) in enumerate(zip(lines, lines_of_run, strict=False), 1):
-        if not _is_close(line, line_of_run):
-            result.append(f"line {number}: {line!r}, in the run {line_of_run!r}")
+    frames = [[_frame(line) for line in text] for text in (lines, lines_of_run)]
+    for tag, start, end, start_of_run, end_of_run in SequenceMatcher(None, *frames, autojunk=False).get_opcodes():
+        shown, computed = lines[start:end], lines_of_run[start_of_run:end_of_run]
+        if tag != "equal":
+            result.append(f"line {start + 1}: {shown}, in the run {computed}")
+            continue
+        pairs = enumerate(zip(shown, computed, strict=True), start + 1)
+        result += [
+            f"line {n}: {line!r}, in the run {other!r}" for n, (line, other) in pairs if not _is_close(line, other)
+        ]
     return result
 
 
+def _frame(line: str) -> str:
+    """Return a line with 0 for every number, and one space for any."""
+    return re.sub(r"\s+|─+", " ", re.sub(NUMBER, "0", line)).strip()
+
+
 def _is_close(line: str, line_of_run: str) -> bool:
-    """True if two lines are the same but for spaces, and one unit of the last digit of each number."""
-    values, frames = [], []
-    for text in (line, line_of_run):
-        values.append(re.findall(NUMBER, text))
-        frames.append(re.sub(r"\s+|─+", " ", re.sub(NUMBER, "0", text)).strip())
-    if frames[0] != frames[1]:
-        return False
-    for shown, computed in zip(*values, strict=True):
+    """True if the numbers of two lines differ by at most one unit of the last digit."""
+    for shown, computed in zip(re.findall(NUMBER, line), re.findall(NUMBER, line_of_run), strict=True):
         unit = 10.0 ** -min(len(text.partition(".")[2]) for text in (shown, computed))
         if abs(_value(shown) - _value(computed)) > unit * 1.001:
             return False
