@@ -270,14 +270,15 @@ def parse_measure(
     if name not in MEASURES:
         raise ConfigError(f"the measure is {name!r}; expected {', '.join(MEASURES)}")
     is_masked = "MaskedLM" in kind or "PreTraining" in kind
-    has_words = model.base_model is not model and model.get_output_embeddings() is not None
+    has_words = model.get_output_embeddings() is not None
+    has_head = has_words or model.base_model is not model  # T5 with a language-model head is its own base model
     needs = {
         "loss": (has_words and not is_masked, "a language model that predicts the next token"),
         "masked-loss": (is_masked, "a masked language model"),
-        "kl": (model.base_model is not model, "a model with an output head"),
+        "kl": (has_head, "a model with an output head"),
         "candidates": (has_words, "a language model"),
         "label": ("SequenceClassification" in kind, "a classifier"),
-        "embedding": (model.base_model is model, "a model without an output head"),
+        "embedding": (not has_head, "a model without an output head"),
     }
     fits, expected = needs[name]
     if not fits:
