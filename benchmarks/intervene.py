@@ -22,7 +22,7 @@ from headatlas.pipeline.capture.eager import find_sites
 from headatlas.pipeline.capture.sites import run_model
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.interventions.actions import Edit, Variant, Zero
-from headatlas.pipeline.interventions.measures import default_measure
+from headatlas.pipeline.interventions.measures.predictions import default_measure
 from headatlas.pipeline.interventions.passes import Passes
 from headatlas.pipeline.models.attention_implementation import implementation
 from headatlas.pipeline.models.sources import load_model
@@ -81,12 +81,12 @@ def hook_loop(passes: Passes, batches: list[list[int]]) -> np.ndarray:
     with torch.no_grad(), implementation(model, "sdpa"):
         for indices in batches:
             inputs = passes.builder.build([passes.examples[i] for i in indices])
-            before = measure.read(run_model(model, inputs.arguments), inputs)
+            before = measure.read(run_model(model, inputs.arguments, **measure.options), inputs)
             for row in range(len(effects)):
                 layer, head = divmod(row, site.n_heads)
                 with zeroed(projections[layer], head, site.n_heads):
-                    after = measure.read(run_model(model, inputs.arguments), inputs)
-                effects[row, indices] = measure.effect(before, after, inputs).double().numpy()
+                    after = measure.read(run_model(model, inputs.arguments, **measure.options), inputs)
+                effects[row, indices] = measure.effect(before, after, inputs).reshape(len(indices), -1)[:, 0].numpy()
     return effects
 
 
