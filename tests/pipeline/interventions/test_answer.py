@@ -306,6 +306,7 @@ def test_the_viewer_shows_effects_at_their_own_site(folder_of, tmp_path):
     )
     run_job(config)
     result = intervene(config, keep="zero_cross", site="cross", heads="1.2", n_controls=0)
+    assert result.measure == "loss"
     data = DataSource(open_store(config.store.path))
     assert "zero_cross" in data.statistic_names
     assert "zero_cross" in data.statistics_of("cross")
