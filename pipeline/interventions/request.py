@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from headatlas.store.errors import ConfigError, NotFoundError
 from headatlas.store.queries.evidence.sampling_units import EXAMPLE, UNIT_COLUMNS
+from headatlas.store.schema.head_dimensions import parse_factors
 from headatlas.store.schema.traces import Site
 
 from .actions import Action, Block, Mean, PatchAttention, PatchOutput, Scale, ScaleDimensions, Uniform, Zero
@@ -37,7 +38,7 @@ ACTIONS = (
     "mean",
     "uniform",
     "scale:FACTOR",
-    "dimensions:D,D,…:FACTOR",
+    "dimensions:DIMENSIONS:FACTOR",
     "block",
     "patch",
     "patch-attention",
@@ -152,11 +153,8 @@ def parse_action(request: Request, site: Site, outputs: HeadOutputs) -> Action:
             return Block()
     if name == "scale" and re.fullmatch(_NUMBER, argument):
         return Scale(float(argument))
-    if name == "dimensions" and (match := re.fullmatch(rf"(\d+(?:,\d+)*):({_NUMBER})", argument)):
-        dimensions = tuple(dict.fromkeys(int(d) for d in match[1].split(",")))
-        if max(dimensions) >= site.d_head:
-            raise ConfigError(f"dimension {max(dimensions)}: the heads have dimensions 0 to {site.d_head - 1}")
-        return ScaleDimensions(dimensions, float(match[2]))
+    if name == "dimensions" and argument:
+        return ScaleDimensions(parse_factors(argument, site))
     raise ConfigError(f"the action is {request.action!r}; expected {', '.join(ACTIONS)}")
 
 

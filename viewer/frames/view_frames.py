@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from headatlas.store.errors import ShapeError
+from headatlas.store.reading.attention_rebuild import attention_scores
 from headatlas.store.schema.token_table import TokenTable
 
 from ..theme.token_labels import running_text, token_labels, visible
-from .geometry import rebuilt_row, row_scores
+from .geometry import rebuilt_row
 
 Head = tuple[int, int]
 MAX_THUMBNAIL = 96
@@ -321,9 +322,9 @@ def neuron_frame(row: NeuronRow, id: str = "") -> NeuronFrame:
 
     If the model adds a bias by position that the store does not hold, the row cannot be rebuilt and `rebuilt` is empty.
     """
-    scores = row_scores(row.query, row.keys, scaling=row.scaling, softcap=row.softcap)
-    if row.bias is not None:
-        scores = scores + row.bias
+    bias = None if row.bias is None else row.bias[None, None]
+    query, keys = row.query[None, None].astype(np.float64), row.keys[None].astype(np.float64)
+    scores = attention_scores(query, keys, row.scaling, row.softcap, bias)[0, 0]
     mask = np.ones(len(row.keys), bool) if row.mask is None else row.mask
     lacks_bias = row.position_bias and row.bias is None
     rebuilt = np.zeros(0) if lacks_bias else rebuilt_row(scores, row.logsumexp, mask)
