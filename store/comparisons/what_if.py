@@ -244,7 +244,9 @@ def _groups(units: SamplingUnits, numbers: Int64[np.ndarray, "example"]) -> Int6
 def _add(sums: _Sums, piece: RescaledRows) -> None:
     """Add divergence and moved share of some rows, and remember the row that changes most."""
     before, after = (weights.astype(np.float64) for weights in (piece.before, piece.after))
-    outside = [np.maximum(1 - weights.sum(axis=1), 0) for weights in (before, after)]  # the share of a sink, or rounding
+    outside = [
+        np.maximum(1 - weights.sum(axis=1), 0) for weights in (before, after)
+    ]  # the share of a sink, or rounding
     divergence = _bits(before, after) + _bits(*(share[:, None] for share in outside))
     moved = (np.abs(before - after).sum(axis=1) + np.abs(outside[0] - outside[1])) / 2
     example = piece.example

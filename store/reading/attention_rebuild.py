@@ -181,7 +181,11 @@ class RebuiltRows:
         return weights
 
     def rescaled(
-        self, key: Vectors, first_key: int, weights: Float32[np.ndarray, "head row column"], factors: Float32[np.ndarray, "d"]
+        self,
+        key: Vectors,
+        first_key: int,
+        weights: Float32[np.ndarray, "head row column"],
+        factors: Float32[np.ndarray, "d"],
     ) -> Float32[np.ndarray, "head row column"]:
         """Return the weights if each dimension contributes its factor times as much to query · key.
 

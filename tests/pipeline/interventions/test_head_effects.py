@@ -202,6 +202,7 @@ def test_effects_are_kept_in_the_store_of_the_job(pair_job):
         (Request(action="delete"), r"expected zero, mean"),
         (Request(action="scale:x"), r"expected zero, mean"),
         (Request(action="dimensions:900:0"), r"dimensions 0 to"),
+        (Request(action="dimensions:1,2"), r"have no factor; expected 1,2:FACTOR"),
         (Request(action="block"), r"add --edges PATTERN"),
         (Request(action="zero", edges="induction"), r"expected block"),
         (Request(action="block", edges="key.upso == 1"), r"upso"),
