@@ -31,7 +31,8 @@ class Prefix:
         self._blocks = {name: modules[name] for name in dict.fromkeys(names.values()) if name}
         self._block_of_layer = {call.layer: names[call.module] for call in sites.calls if call.site == site}
         self._outputs: dict[str, Any] = {}
-        self._is_usable = True
+        # no block may be left out if layers share modules, because their calls are counted from the first one
+        self.is_usable = len({call.module for call in sites.calls}) == len(sites.calls)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -40,7 +41,7 @@ class Prefix:
 
         def keep(name: str) -> Any:
             def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
-                self._is_usable = self._is_usable and name not in self._outputs  # not if a block runs twice
+                self.is_usable = self.is_usable and name not in self._outputs  # not if a block runs twice
                 self._outputs[name] = output
 
             return hook
@@ -56,7 +57,7 @@ class Prefix:
     def starting_at(self, layer: int, n_copies: int) -> Iterator[None]:
         """Let the blocks before a layer return their recorded outputs, repeated for a batch of `n_copies` variants."""
         order, target = list(self._outputs), self._block_of_layer[layer]
-        skipped = order[: order.index(target)] if self._is_usable and target in order else []
+        skipped = order[: order.index(target)] if self.is_usable and target in order else []
         try:
             for name in skipped:
                 output = _repeat(self._outputs[name], n_copies)
