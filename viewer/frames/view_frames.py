@@ -148,6 +148,9 @@ class NeuronFrame(TypedDict):
     scaling: float
     softcap: float
     rotary: bool
+    pairs: list[list[int]]
+    store: str
+    site: str
     codec: str
     logsumexp: float
 
@@ -172,6 +175,11 @@ class NeuronRow:
         Bias of this row, or None if the store does not hold it.
     codec
         Codec of the stored vectors.
+    pairs
+        Dimensions of each rotary pair, the fastest first; empty if they are not known.
+    store, site
+        Names for the commands that make the same change over a corpus. Without a store there are no commands; without a
+        site they take the store's first one.
     """
 
     query: Float[np.ndarray, "d_head"]
@@ -189,6 +197,9 @@ class NeuronRow:
     position_bias: bool = False
     bias: Float32[np.ndarray, "key_pos"] | None = None
     codec: str = ""
+    pairs: Sequence[tuple[int, int]] = ()
+    store: str = ""
+    site: str = ""
 
 
 def head_name(head: Head) -> str:
@@ -347,6 +358,9 @@ def neuron_frame(row: NeuronRow, id: str = "") -> NeuronFrame:
         "scaling": float(row.scaling),
         "softcap": 0.0 if row.softcap is None else float(row.softcap),
         "rotary": row.rotary,
+        "pairs": [list(pair) for pair in row.pairs],
+        "store": visible(row.store),
+        "site": row.site,
         "codec": row.codec,
         "logsumexp": float(row.logsumexp),
     }
