@@ -304,7 +304,7 @@ def test_pairs_that_lie_side_by_side_in_a_part_of_the_head(serve):
     order = [int(r["dimension"]) for r in mirror_rows(served.page, "dimensions by their part")]
     assert order == [2, 3, 0, 1, 4, 5, 6, 7]
     read = "rows => rows.map(row => [+row.dataset.dim, row.querySelector('b').title])"
-    titles = {dim: title for dim, title in served.page.locator("[data-dim]").evaluate_all(read)}
+    titles = dict(served.page.locator("[data-dim]").evaluate_all(read))
     assert titles == {
         **dict.fromkeys((2, 3), "rotary pair 0: dimensions 2 and 3"),
         **dict.fromkeys((0, 1), "rotary pair 1: dimensions 0 and 1"),
