@@ -18,7 +18,7 @@ from .reading.stored_edges import EDGES_MAX_BYTES
 if TYPE_CHECKING:
     from .comparisons.head_similarity import SimilarHeads
     from .comparisons.store_differences import StoreDifference
-    from .comparisons.what_if import WhatIf
+    from .comparisons.scaled_dimensions import WhatIf
     from .patterns import Pattern
     from .queries.dependency_relations import RelationAtlas
     from .queries.minimal_pairs import Contrast
@@ -139,7 +139,7 @@ class Store(Snapshot):
 
         ``store.what_if(4, 11, "pairs:0-4", pattern="previous_token")``: the dimensions are numbers (``12,44``) or rotary
         pairs, and `scale` is the factor of their contribution to the scores. Without a pattern the decay of attention over
-        distance is compared. `headatlas.store.comparisons.what_if.what_if` also takes the sampling unit and progress.
+        distance is compared. `headatlas.store.comparisons.scaled_dimensions.what_if` also takes the sampling unit and progress.
 
         Raises
         ------
@@ -150,7 +150,7 @@ class Store(Snapshot):
         PatternError
             The expression cannot be read, or names something unknown.
         """
-        from .comparisons.what_if import what_if
+        from .comparisons.scaled_dimensions import what_if
 
         return what_if(self, layer, head, dimensions, scale, pattern, site)
 

@@ -14,7 +14,7 @@ from .printing import first_rows, output_console, print_csv, print_table, progre
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..comparisons.what_if import WhatIf
+    from ..comparisons.scaled_dimensions import WhatIf
 
 
 def what_if(
@@ -33,7 +33,7 @@ def what_if(
     expression: Annotated[
         str | None,
         typer.Argument(
-            metavar="[EXPR]",
+            metavar="EXPR",
             help="Pattern whose mass is compared; default the decay of attention over distance.",
             show_default=False,
         ),
@@ -59,7 +59,7 @@ def what_if(
 
     Example: [bold]headatlas what-if traces/demo previous_token --head 2.4 --dimensions 12,44 --scale 0[/bold]
     """
-    from ..comparisons.what_if import what_if as measure
+    from ..comparisons.scaled_dimensions import what_if as measure
     from ..store import open_store
     from . import tables as render
 

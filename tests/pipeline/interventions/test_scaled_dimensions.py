@@ -14,7 +14,6 @@ from headatlas.pipeline.capture.sites import run_model
 from headatlas.pipeline.config import load_config, parse_config
 from headatlas.pipeline.interventions.actions import ScaleDimensions, call_of_head
 from headatlas.pipeline.interventions.editor import LayerIndex, Recorder
-from headatlas.pipeline.interventions.passes import HeadOutputs
 from headatlas.pipeline.interventions.request import Request, parse_action
 from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.models.attention_implementation import implementation
@@ -135,7 +134,6 @@ def test_store_and_model_agree_over_100_examples(tmp_path, config, layer, change
 )
 def test_rotary_pairs_are_refused_where_they_are_not_known(model_of, name, message):
     (site,) = find_sites(model_of(name), build_probe(name)).sites
-    outputs = HeadOutputs([], np.zeros((site.n_layers, site.n_heads)))
     with pytest.raises(ConfigError, match=message):
-        parse_action(Request(action="dimensions:pair:0:0"), site, outputs)
-    assert parse_action(Request(action="dimensions:1,3:0"), site, outputs).name == "dimensions:1,3:0"
+        parse_action(Request(action="dimensions:pair:0:0"), site)
+    assert parse_action(Request(action="dimensions:1,3:0"), site).name == "dimensions:1,3:0"

@@ -15,7 +15,7 @@ from store_builder import make_content, make_site, make_spec, write_store
 from typer.testing import CliRunner
 
 from headatlas.store.commands.neurons import app
-from headatlas.store.comparisons.what_if import what_if
+from headatlas.store.comparisons.scaled_dimensions import what_if
 from headatlas.store.errors import ConfigError, NotFoundError
 from headatlas.store.reading import rescaled_attention
 from headatlas.store.schema.traces import Keep, Site, zero_distance
