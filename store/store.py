@@ -17,8 +17,8 @@ from .reading.stored_edges import EDGES_MAX_BYTES
 
 if TYPE_CHECKING:
     from .comparisons.head_similarity import SimilarHeads
-    from .comparisons.store_differences import StoreDifference
     from .comparisons.scaled_dimensions import WhatIf
+    from .comparisons.store_differences import StoreDifference
     from .patterns import Pattern
     from .queries.dependency_relations import RelationAtlas
     from .queries.minimal_pairs import Contrast

@@ -339,5 +339,5 @@ def _example_table(store: Snapshot, site: Site, sums: _Sums, *, with_mass: bool)
     for name, column in zip(("query", "key_before", "key_after"), texts, strict=True):
         table[name] = pd.Series(column, dtype=object)
     table["weight_before"], table["weight_after"] = sums.weight
-    table = table[sums.rows > 0]
-    return table.sort_values("divergence", ascending=False, kind="stable", ignore_index=True)
+    order = np.argsort(-sums.divergence / rows, kind="stable")
+    return table.iloc[order[sums.rows[order] > 0]].reset_index(drop=True)

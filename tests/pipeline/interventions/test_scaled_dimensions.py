@@ -47,14 +47,14 @@ def scale_query_weights(model: torch.nn.Module, layer: int, factors: dict[int, f
     vector = torch.from_numpy(factor_vector(factors, site.d_head))
     names = ("q_proj", "query", "query_key_value")
     (projection,) = (
-        module for name, module in model.named_modules() if f".{layer}." in name and name.rpartition(".")[2] in names
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and f".{layer}." in name and name.rpartition(".")[2] in names
     )
     fused = 3 if projection.out_features == 3 * site.n_heads * site.d_head else 1  # [head, (query, key, value), d_head]
     with torch.no_grad():
-        for tensor in (projection.weight, projection.bias):
-            if tensor is not None:
-                rows = tensor.view(site.n_heads, fused, site.d_head, -1)
-                rows[:, 0] *= vector[:, None]
+        for parameter in projection.parameters():  # weight, and bias if there is one
+            parameter.view(site.n_heads, fused, site.d_head, -1)[:, 0] *= vector[:, None]
 
 
 def compare(job, tmp_path: Path, layer: int, change: str) -> tuple[int, float, float]:
