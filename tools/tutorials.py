@@ -12,7 +12,8 @@ docs/ and configs/. So the commands of a page also work in the root of a clone. 
   other texts. The page of such a run stays in build/tutorials/NAME.
 - A block after `<!-- not run -->` is not run.
 
-    python -m tools.tutorials bias      # without a name all pages
+    python -m tools.tutorials bias                # without a name all pages
+    python -m tools.tutorials bias --numbers      # after a change of the prose: the numbers of the last run
 """
 
 from __future__ import annotations
@@ -59,8 +60,10 @@ class Run:
     seconds: float
 
 
-def run_page(page: Path, folder: Path) -> Run:
+def run_page(page: Path, folder: Path, *, only_numbers: bool = False) -> Run:
     """Run the commands of a page in a new folder, and return the page with the numbers of the run.
+
+    With `only_numbers` nothing is run: the numbers are those of the last run in the folder, and outputs stay.
 
     Raises
     ------
@@ -68,14 +71,15 @@ def run_page(page: Path, folder: Path) -> Run:
         A command failed, or the page names a number or a picture that the run does not have.
     """
     text = page.read_text(encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "images").mkdir(parents=True)
-    for name in ("docs", "configs"):
-        (folder / name).symlink_to(ROOT / name)
     start = time.monotonic()
+    if not only_numbers:
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "images").mkdir(parents=True)
+        for name in ("docs", "configs"):
+            (folder / name).symlink_to(ROOT / name)
 
     def rewrite(match: re.Match[str]) -> str:
-        if match["skipped"]:
+        if match["skipped"] or only_numbers:
             return match[0]
         line = text.count("\n", 0, match.start()) + 2
         output = _run_commands(match["commands"], folder, f"{page.name}:{line}")
@@ -134,17 +138,23 @@ def read_value(folder: Path, source: str, page: str) -> float:
     try:
         value: Any = json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))
         for step in steps.split("/"):
-            if isinstance(value, list) and "=" in step:
-                fields = dict(field.split("=", 1) for field in step.split(","))
-                value = next(row for row in value if all(str(row[name]) == text for name, text in fields.items()))
-            else:
-                value = value[int(step) if isinstance(value, list) else step]
+            value = _entry(value, step)
         number = float(value)
     except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration) as error:
         raise TutorialError(f"{page} asks for {source}, which the run does not have ({error!r})") from error
     if not math.isfinite(number):
         raise TutorialError(f"{page} asks for {source}, which is {number}")
     return number
+
+
+def _entry(value: Any, step: str) -> Any:
+    """Return an entry of a JSON object or list: that of a key, of an index, or the first with the values of some fields."""
+    if not isinstance(value, list):
+        return value[step]
+    if "=" not in step:
+        return value[int(step)]
+    fields = dict(field.split("=", 1) for field in step.split(","))
+    return next(row for row in value if all(str(row[name]) == text for name, text in fields.items()))
 
 
 def format_like(value: float, sample: str) -> str:
@@ -208,11 +218,12 @@ def main() -> int:
     """Run the pages that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="pages without .md, such as bias; default all")
-    names = parser.parse_args().names or sorted(path.stem for path in PAGES.glob("*.md"))
-    for name in names:
+    parser.add_argument("--numbers", action="store_true", help="run nothing: write the numbers of the last run again")
+    arguments = parser.parse_args()
+    for name in arguments.names or sorted(path.stem for path in PAGES.glob("*.md")):
         page, folder = PAGES / f"{name}.md", RUNS / name
         try:
-            run = run_page(page, folder)
+            run = run_page(page, folder, only_numbers=arguments.numbers)
             print(f"{name}: {run.seconds:.0f} s. {keep(run, page, folder)}")
         except (TutorialError, OSError) as error:
             print(f"{name}: {error}", file=sys.stderr)
