@@ -17,6 +17,7 @@ from .reading.stored_edges import EDGES_MAX_BYTES
 
 if TYPE_CHECKING:
     from .comparisons.head_similarity import SimilarHeads
+    from .comparisons.scaled_dimensions import WhatIf
     from .comparisons.store_differences import StoreDifference
     from .patterns import Pattern
     from .queries.dependency_relations import RelationAtlas
@@ -124,6 +125,34 @@ class Store(Snapshot):
         from .queries.vector_dimensions import neurons
 
         return neurons(self, pattern, layer, head, site)
+
+    def what_if(
+        self,
+        layer: int,
+        head: int,
+        dimensions: str,
+        scale: float = 0.0,
+        pattern: str | Pattern | None = None,
+        site: str | None = None,
+    ) -> WhatIf:
+        """Scale dimensions of a head's query and key, and measure what that changes in its attention over the corpus.
+
+        ``store.what_if(4, 11, "pairs:0-4", pattern="previous_token")``: the dimensions are numbers (``12,44``) or rotary
+        pairs, and `scale` is the factor of their contribution to the scores. Without a pattern the decay of attention over
+        distance is compared. `headatlas.store.comparisons.scaled_dimensions.what_if` also takes the sampling unit and progress.
+
+        Raises
+        ------
+        ConfigError
+            The dimensions cannot be read, or there are no such dimensions.
+        NotFoundError
+            The store has no query and key, or there is no such head.
+        PatternError
+            The expression cannot be read, or names something unknown.
+        """
+        from .comparisons.scaled_dimensions import what_if
+
+        return what_if(self, layer, head, dimensions, scale, pattern, site)
 
     def similar(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from headatlas.store.errors import ConfigError, NotFoundError, UnsupportedModelError
 from headatlas.store.queries.evidence.sampling_units import EXAMPLE, UNIT_COLUMNS
+from headatlas.store.schema.head_dimensions import parse_factors
 from headatlas.store.schema.traces import Site
 
 from ..corpora.examples import EncodedExample
@@ -42,7 +43,7 @@ ACTIONS = (
     "mean",
     "uniform",
     "scale:FACTOR",
-    "dimensions:D,D,…:FACTOR",
+    "dimensions:DIMENSIONS:FACTOR",
     "block",
     "patch",
     "patch-attention",
@@ -244,11 +245,8 @@ def parse_action(request: Request, site: Site) -> Action:
             raise ConfigError("block needs the edges; add --edges PATTERN, such as --edges 'key.id == query.id'")
     if name == "scale" and re.fullmatch(_NUMBER, argument):
         return Scale(float(argument))
-    if name == "dimensions" and (match := re.fullmatch(rf"(\d+(?:,\d+)*):({_NUMBER})", argument)):
-        dimensions = tuple(dict.fromkeys(int(d) for d in match[1].split(",")))
-        if max(dimensions) >= site.d_head:
-            raise ConfigError(f"dimension {max(dimensions)}: the heads have dimensions 0 to {site.d_head - 1}")
-        return ScaleDimensions(dimensions, float(match[2]))
+    if name == "dimensions" and argument:
+        return ScaleDimensions(parse_factors(argument, site))
     raise ConfigError(f"the action is {request.action!r}; expected {', '.join(ACTIONS)}")
 
 
