@@ -27,6 +27,7 @@ from headatlas.store.statistics.published import DEFINITIONS, published_table
 from headatlas.store.store import Store
 
 from . import slow_definitions as slow
+from .check_comparisons import comparison_lines
 from .check_lines import FLIPS, ROUNDING, Line, Sums, report
 from .check_scores import add_scores, score_lines
 from .check_words import add_words, word_lines, word_search_lines
@@ -118,6 +119,7 @@ def check(exact: Store, coded: Store) -> list[Line]:
     lines += score_lines(sums, exact, coded)
     lines += word_lines(sums, exact, coded)
     lines += word_search_lines(sums, exact, coded)
+    lines += comparison_lines(exact, coded, lambda: (x for x, _ in examples_of(exact)))
     return lines
 
 

@@ -7,10 +7,11 @@ set to 0, predicts the governor in two directions:
 - ``to_dependent``: the word that attends to i most, argmax_j A[j, i].
 
 The accuracy for a relation is the share of its dependents whose governor is that word; the first of equal words counts.
-There are two baselines: a random visible word, and the best fixed offset of −3…+2 words, chosen on the data that it is
-scored on. An offset that points outside the sentence is wrong. (Clark's code moves it to the border of the sentence,
-which on EWT dev gives obj 38.8 instead of 35.8 %.) Definition and offsets are those of Clark et al. 2019, "What Does
-BERT Look At?", section 4. The root has no governor and is left out.
+There are two baselines: a random visible word, and the best fixed offset of −3…+2 words. The offset is chosen on the data
+that heads are chosen on, or, if heads are scored on the same data, on the other half of the sampling units. An offset that
+points outside the sentence is wrong. (Clark's code moves it to the border of the sentence, which on EWT dev gives obj 38.8
+instead of 35.8 %.) Definition and offsets are those of Clark et al. 2019, "What Does BERT Look At?", section 4. The root has
+no governor and is left out. A dependent does not count in a layer whose mask hides it and its governor from each other.
 
 A word without a token is neither a dependent nor a key: offsets and the random word count the other words. A word whose
 weights are all 0 predicts no governor, such as the last word of a causal site, which no later word attends to.
@@ -26,7 +27,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from ..errors import ConfigError, NotFoundError
 from ..reading.segment import Segment
@@ -38,7 +39,7 @@ from ..schema.omissions import Omission, Omissions
 from ..schema.token_table import Column, TokenTable
 from ..schema.traces import Site
 from ..schema.words_without_tokens import REASONS, count_left_out, reason_of_words
-from .evidence.resampling import bootstrap_interval
+from .evidence.resampling import bootstrap_interval, random_half
 from .evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 
 Direction = Literal["to_head", "to_dependent"]
@@ -57,7 +58,7 @@ COLUMNS = (
     "high",
     "baseline",
     "offset_baseline",
-    "offset",
+    "offsets",
 )
 GOVERNOR_REASONS = tuple(f"with a governor {reason}".replace("their own", "its own") for reason in REASONS)
 NO_GOVERNOR = "with a governor that is no word of their example, such as one outside of their window"
@@ -74,6 +75,8 @@ class Dependents:
     example: Int64[np.ndarray, "dependent"]
     chance: Float64[np.ndarray, "layer direction dependent"]
     """Probability that a random word among the other visible words is the governor."""
+    is_seen: Bool[np.ndarray, "layer dependent"]
+    """True if the word or its governor sees the other in the layer; other dependents do not count there."""
     offset_is_right: Bool[np.ndarray, "offset dependent"]
     """True if the word at each of `OFFSETS` is the governor."""
     head_is_right: Bool[np.ndarray, "layer head direction dependent"]
@@ -86,7 +89,7 @@ class Dependents:
     @property
     def n_units(self) -> int:
         """Number of sampling units with a dependent."""
-        return len(np.unique(self.units.of(self.example)))
+        return self.units.count(self.example)
 
     def describe_units(self) -> str:
         """Say what the intervals are over."""
@@ -98,14 +101,34 @@ class Dependents:
             return np.empty(0, np.int64)
         return np.flatnonzero(self.relation == self.names.index(relation))
 
-    def interval(
-        self, relation: str, head_is_right: Bool[np.ndarray, "*head dependent"], seed: int = 0
-    ) -> tuple[Float[np.ndarray, "*head"], Float[np.ndarray, "*head"]]:
-        """Compute the 95 % bootstrap interval over sampling units of the accuracy for a relation."""
-        unit = self.units.of(self.example[self.of(relation)])
-        rows = np.bincount(unit)
-        sums = unit_sums(head_is_right.astype(np.int64), unit)
-        return bootstrap_interval(sums, rows, bounds=(0, 1), seed=seed)
+    def best_offset(self, dependents: Int64[np.ndarray, "chosen"]) -> int:
+        """Return the index of the offset that is right for most of these dependents, the nearest of equal ones."""
+        n_right = self.offset_is_right[:, dependents].sum(axis=1).tolist()
+        return max(range(len(OFFSETS)), key=lambda index: (n_right[index], -abs(OFFSETS[index])))
+
+    def cross_offset(self, dependents: Int64[np.ndarray, "chosen"]) -> tuple[Bool[np.ndarray, "chosen"], list[int]]:
+        """Score each half of the sampling units with the best offset of the other half; return also the offsets."""
+        unit = self.units.of(self.example[dependents])
+        half = random_half(int(unit.max(initial=-1)) + 1)[unit]
+        is_right, offsets = np.zeros(len(dependents), bool), []
+        for choosing in (half, ~half):
+            index = self.best_offset(dependents[choosing])
+            is_right[~choosing] = self.offset_is_right[index, dependents[~choosing]]
+            offsets.append(OFFSETS[index])
+        return is_right, list(dict.fromkeys(offsets))
+
+    def hidden_notes(self, site: Site) -> list[str]:
+        """Write a note on the dependents that do not count in some layers."""
+        notes = []
+        for mask, layers in site.layers_of_masks.items():
+            n_hidden = int((~self.is_seen[layers[0]]).sum())
+            if n_hidden:
+                numbers = ", ".join(str(site.layers[layer]) for layer in layers)
+                notes.append(
+                    f"{n_hidden:,} of {len(self.example):,} dependents do not count in layer{'s' * (len(layers) > 1)} "
+                    f"{numbers}: {mask} hides them and their governors from each other"
+                )
+        return notes
 
 
 @dataclass(frozen=True)
@@ -124,23 +147,41 @@ class RelationAtlas:
         return [self.score.names[index] for index in np.argsort(-counts, kind="stable") if counts[index]]
 
     def accuracy(self, relation: str) -> Float64[np.ndarray, "layer head direction"]:
-        """Compute the accuracy of every head on `score`."""
-        return self.score.head_is_right[..., self.score.of(relation)].mean(axis=-1)
+        """Compute the accuracy of every head on `score`; NaN in layers that see no dependent with its governor."""
+        dependents = self.score.of(relation)
+        n_right = self.score.head_is_right[..., dependents].sum(axis=-1)
+        n_seen = np.broadcast_to(self.score.is_seen[:, dependents].sum(axis=-1)[:, None, None], n_right.shape)
+        return np.divide(n_right, n_seen, out=np.full(n_right.shape, np.nan), where=n_seen > 0)
 
     def best(self, relation: str) -> tuple[int, int, int] | None:
-        """Choose the best head on `select`: layer, head, index of direction; None if the relation does not occur."""
+        """Choose the best head on `select`: layer, head, index of direction; None if the relation does not occur.
+
+        It is right for most dependents, so a layer that sees few of them has no advantage.
+        """
         dependents = self.select.of(relation)
         if not len(dependents):
             return None
-        accuracy = self.select.head_is_right[..., dependents].mean(axis=-1)
-        layer, head, direction = np.unravel_index(int(accuracy.argmax()), accuracy.shape)
+        n_right = self.select.head_is_right[..., dependents].sum(axis=-1)
+        layer, head, direction = np.unravel_index(int(n_right.argmax()), n_right.shape)
         return self.site.layers[layer], int(head), int(direction)
+
+    def offset(self, relation: str) -> tuple[Bool[np.ndarray, "dependent"], list[int]]:
+        """Choose the best fixed offset of a relation: whether it is right for its dependents of `score`, and the offset.
+
+        It is chosen on `select`, or on the other half of the sampling units (two offsets if the halves differ).
+        """
+        dependents, choosing = self.score.of(relation), self.select.of(relation)
+        if self.select is self.score or not len(choosing):
+            return self.score.cross_offset(dependents)
+        index = self.select.best_offset(choosing)
+        return self.score.offset_is_right[index, dependents], [OFFSETS[index]]
 
     def table(self, *, every_head: bool = False) -> pd.DataFrame:
         """Return one row for each relation (its best head), or with `every_head` for each relation, head and direction.
 
-        Columns: relation, n, layer, head, direction, accuracy, low, high (95 % interval), baseline (a random visible
-        word), offset_baseline, offset. Relations that do not occur in `select` have no best head and are left out.
+        Columns: relation, n (dependents that count in the layer), layer, head, direction, accuracy, low, high (95 %
+        interval), baseline (a random visible word), offset_baseline, offsets. Relations that do not occur in `select` have
+        no best head and are left out.
         """
         rows = []
         for relation in self.names:
@@ -148,11 +189,11 @@ class RelationAtlas:
             if best is None and not every_head:
                 continue
             index = self.score.of(relation)
-            offset_accuracy = self.score.offset_is_right[:, index].mean(axis=1)
-            offset = int(offset_accuracy.argmax())
-            chance = self.score.chance[..., index].mean(axis=-1)  # [layer, direction]
+            offset_is_right, offsets = self.offset(relation)
+            unit = self.score.units.of(self.score.example[index])
             all_heads = itertools.product(self.site.layers, *map(range, self.score.head_is_right.shape[1:3]))
             heads = list(all_heads) if best is None or every_head else [best]
+            accuracy = self.accuracy(relation)
             layer_indices = [self.site.layer_index(layer) for layer, _, _ in heads]
             is_right = np.stack(
                 [
@@ -160,25 +201,28 @@ class RelationAtlas:
                     for layer_index, (_, head, direction) in zip(layer_indices, heads, strict=True)
                 ]
             )  # [row, dependent]
-            low, high = self.score.interval(relation, is_right)
-            rows += [
-                {
-                    "relation": relation,
-                    "n": len(index),
-                    "layer": layer,
-                    "head": head,
-                    "direction": DIRECTIONS[direction],
-                    "accuracy": float(row_is_right.mean()),
-                    "low": float(below),
-                    "high": float(above),
-                    "baseline": float(chance[layer_index, direction]),
-                    "offset_baseline": float(offset_accuracy[offset]),
-                    "offset": OFFSETS[offset],
-                }
-                for (layer, head, direction), layer_index, row_is_right, below, above in zip(
-                    heads, layer_indices, is_right, low, high, strict=True
+            is_seen = self.score.is_seen[layer_indices][:, index]
+            low, high = bootstrap_interval(
+                unit_sums(is_right.astype(np.int64), unit), unit_sums(is_seen.astype(np.int64), unit), bounds=(0, 1)
+            )
+            for row, ((layer, head, direction), layer_index) in enumerate(zip(heads, layer_indices, strict=True)):
+                seen = is_seen[row]
+                chance = self.score.chance[layer_index, direction][index]
+                rows.append(
+                    {
+                        "relation": relation,
+                        "n": int(seen.sum()),
+                        "layer": layer,
+                        "head": head,
+                        "direction": DIRECTIONS[direction],
+                        "accuracy": float(accuracy[layer_index, head, direction]),
+                        "low": float(low[row]),
+                        "high": float(high[row]),
+                        "baseline": float(chance[seen].mean()) if seen.any() else np.nan,
+                        "offset_baseline": float(offset_is_right[seen].mean()) if seen.any() else np.nan,
+                        "offsets": offsets,
+                    }
                 )
-            ]
         return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
 
 
@@ -267,9 +311,10 @@ def _join(store: Snapshot, parts: Sequence[Dependents], units: SamplingUnits) ->
         np.concatenate(relation),
         tuple(index),
         np.concatenate([part.example for part in parts]),
-        np.concatenate([part.chance for part in parts], axis=-1),
-        np.concatenate([part.offset_is_right for part in parts], axis=-1),
-        np.concatenate([part.head_is_right for part in parts], axis=-1),
+        *(
+            np.concatenate([getattr(part, name) for part in parts], axis=-1)
+            for name in ("chance", "is_seen", "offset_is_right", "head_is_right")
+        ),
         left_out,
         units,
     )
@@ -312,13 +357,17 @@ def _scan_block(
             strongest_words = plan.strongest(weights), plan.strongest(weights[square.transposed])
             for direction, strongest in enumerate(strongest_words):
                 is_right[direction] = strongest[row] == governor
-    chance = {mask: _chance(segment, site, mask, examples, plan, row, governor) for mask in dict.fromkeys(site.masks)}
+    chance, is_seen = np.zeros((site.n_layers, 2, len(row))), np.zeros((site.n_layers, len(row)), bool)
+    for mask, layers in site.layers_of_masks.items():
+        chance[layers] = of_mask = _chance(segment, site, mask, examples, plan, row, governor)
+        is_seen[layers] = of_mask.any(axis=0)
     values = relation.values or ()
     return Dependents(
         relation.data[dependent].astype(np.int64),
         values,
         segment.first_example + examples.start + example,
-        np.stack([chance[mask] for mask in site.masks]),
+        chance,
+        is_seen,
         offset_is_right,
         head_is_right,
         tuple(left_out),
@@ -355,6 +404,8 @@ def _chance(
     governor: Int64[np.ndarray, "dependent"],
 ) -> Float64[np.ndarray, "direction dependent"]:
     """Compute the probability that a random other word that a word sees, or that sees it, is the governor.
+
+    It is 0 if the governor is not among these words.
 
     `row` is the query word of each dependent in the plan. A word sees another if one of its tokens sees one of the
     other's.
