@@ -16,11 +16,11 @@ from .check_lines import Line
 from .slow_definitions import Weights
 
 
-def comparison_lines(exact: Store, coded: Store, weights: Callable[[], Iterable[Weights]]) -> Iterator[Line]:
+def comparison_lines(exact: Store, coarse: Store, weights: Callable[[], Iterable[Weights]]) -> Iterator[Line]:
     """Compare decay, overview and difference; `weights` yields the examples of the float32 store."""
     yield from decay_lines(exact, weights())
     yield from overview_lines(exact, weights())
-    yield from difference_lines(exact, coded)
+    yield from difference_lines(exact, coarse)
 
 
 def decay_lines(store: Store, weights: Iterable[Weights]) -> Iterator[Line]:
@@ -93,13 +93,13 @@ def _uniform(x: Weights) -> Weights:
     return Weights(maps, x.tokens, x.causal, x.counts)
 
 
-def difference_lines(exact: Store, coded: Store) -> Iterator[Line]:
+def difference_lines(exact: Store, coarse: Store) -> Iterator[Line]:
     """Compute divergence and moved share row by row."""
-    (ours,) = exact.diff(coded, n_examples=exact.n_examples, statistics=["entropy"])
+    (ours,) = exact.diff(coarse, n_examples=exact.n_examples, statistics=["entropy"])
     total: dict[str, np.ndarray] = {}
     n_rows = 0
     for number in exact.example_numbers().tolist():
-        maps = [store.examples[number].attention().to_numpy().astype(np.float64) for store in (exact, coded)]
+        maps = [store.examples[number].attention().to_numpy().astype(np.float64) for store in (exact, coarse)]
         a, b = (m.reshape(-1, *m.shape[2:]) for m in maps)
         for q in range(a.shape[1]):
             p, r = (m[:, q] / m[:, q].sum(axis=1, keepdims=True) for m in (a, b))

@@ -7,7 +7,8 @@ from typing import get_args
 
 import numpy as np
 
-from headatlas.store.queries.dependency_relations import MINIMUM_DEPENDENTS, SquareMaps, relation_atlas
+from headatlas.store.queries.dependency_relations import MINIMUM_DEPENDENTS, relation_atlas
+from headatlas.store.queries.dependents import SquareMaps
 from headatlas.store.queries.pattern_search import search
 from headatlas.store.reading.word_attention import Merge, plan_segment, segment_word_attention
 from headatlas.store.store import Store

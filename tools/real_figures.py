@@ -97,7 +97,9 @@ def real_store(name: str, folder: Path, data: Path) -> Store:
 
 def main() -> None:
     """Measure, and print the tables of docs/calibration.md."""
-    parser = argparse.ArgumentParser(prog="python -m tools.real_figures", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.real_figures", description="Figures of sampling units on real corpora."
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "build/calibration", help="folder of the stores")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="folder of the corpora")
     parser.add_argument("--sets", type=int, default=200, help="null data sets of the contrast")

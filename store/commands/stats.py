@@ -104,7 +104,7 @@ def stats(
     if intervals is not None:
         n_units = intervals.n_units
         for name in intervals.low:
-            position = heads.columns.get_loc(name) + 1
+            position = list(heads.columns).index(name) + 1
             heads.insert(position, f"{name}_low", intervals.low[name].ravel())
             heads.insert(position + 1, f"{name}_high", intervals.high[name].ravel())
     elif not definition:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from rich import box
 from rich.table import Table
@@ -20,7 +21,7 @@ from ..schema.omissions import Omissions
 from .printing import size_text
 
 if TYPE_CHECKING:
-    from ..queries.dependency_relations import Dependents
+    from ..queries.dependents import Dependents
     from ..queries.evidence.search_evidence import Evidence, NullEvidence
     from ..queries.pattern_search import ExampleHit, SearchResult
     from ..schema.token_table import TokenTable
@@ -98,7 +99,7 @@ def null_json(null: NullEvidence) -> dict[str, Any]:
 
 def best_json(evidence: Evidence, heads: pd.DataFrame) -> dict[str, Any] | None:
     """Return the head that ranks first, with the interval that holds for all heads at once; None without a rank."""
-    ranked = heads[heads["rank"].notna()]
+    ranked = heads.take(np.flatnonzero(heads["rank"].notna().to_numpy()).tolist())
     if not evidence.is_supported or ranked.empty:
         return None
     layer, head = int(ranked["layer"].iloc[0]), int(ranked["head"].iloc[0])

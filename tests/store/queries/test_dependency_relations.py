@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from headatlas.store.commands.relations import app
 from headatlas.store.errors import ConfigError, NotFoundError
-from headatlas.store.queries.dependency_relations import DIRECTIONS, OFFSETS, relation_atlas
+from headatlas.store.queries.dependency_relations import relation_atlas
+from headatlas.store.queries.dependents import DIRECTIONS, OFFSETS
 from headatlas.store.queries.evidence.resampling import random_half
 from headatlas.store.queries.relations_figure import relations_figure
 from headatlas.store.store import Store
@@ -152,7 +153,7 @@ def test_the_result_does_not_depend_on_blocks(tmp_path, monkeypatch):
     rng = np.random.default_rng(3)
     store, _ = write_trees(tmp_path / "store", [random_trees(rng, (4, 7, 2, 9))], random_maps(rng))
     one_block = relation_atlas(store).table(every_head=True)
-    monkeypatch.setattr("headatlas.store.queries.dependency_relations._BLOCK_WEIGHTS", 300)
+    monkeypatch.setattr("headatlas.store.queries.dependents._BLOCK_WEIGHTS", 300)
     done = []
     many_blocks = relation_atlas(store, on_progress=lambda n, planned: done.append((n, planned))).table(every_head=True)
     pd.testing.assert_frame_equal(many_blocks, one_block)
