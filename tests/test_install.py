@@ -36,7 +36,20 @@ COMMANDS = (
         "info",
         "like",
     ),
-    *("merge", "neurons", "patterns", "plan", "relations", "run", "search", "similar", "stats", "verify", "view", "what-if"),
+    *(
+        "merge",
+        "neurons",
+        "patterns",
+        "plan",
+        "relations",
+        "run",
+        "search",
+        "similar",
+        "stats",
+        "verify",
+        "view",
+        "what-if",
+    ),
 )
 INSTALLED_TOOLS = {"headatlas", "pip", "setuptools", "wheel"}
 REGISTRY_ERRORS = ("No matching distribution found", "Could not fetch URL", "ConnectionError", "Max retries exceeded")

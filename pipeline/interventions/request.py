@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headatlas.store.errors import ConfigError, NotFoundError, UnsupportedModelError
-from headatlas.store.queries.evidence.sampling_units import EXAMPLE, UNIT_COLUMNS
+from headatlas.store.queries.evidence.sampling_units import EXAMPLE, default_unit
 from headatlas.store.schema.head_dimensions import parse_factors
 from headatlas.store.schema.traces import Site
 
@@ -300,7 +300,7 @@ def parse_measure(
 def unit_of(columns: Mapping[str, Sequence[object]], requested: str | None) -> str | None:
     """Return the column whose values are the units of intervals and tests; None if every example is one.
 
-    The default is that of `headatlas.store.queries.evidence.sampling_units`: the coarsest of `UNIT_COLUMNS`.
+    The default is that of searches (`default_unit`).
 
     Raises
     ------
@@ -314,6 +314,12 @@ def unit_of(columns: Mapping[str, Sequence[object]], requested: str | None) -> s
             names = ", ".join(columns) or "none"
             raise ConfigError(f"the unit is {requested!r}; expected example, or a column of the corpus: {names}")
         return requested
-    counts = {name: len(set(columns[name])) for name in UNIT_COLUMNS if name in columns}
-    usable = [name for name, count in counts.items() if 2 <= count < len(columns[name])]
-    return min(usable, key=lambda name: counts[name], default=None)
+    counts = {name: _n_units(values) for name, values in columns.items()}
+    name = default_unit(counts, max((len(values) for values in columns.values()), default=0))
+    return None if name == EXAMPLE else name
+
+
+def _n_units(values: Sequence[object]) -> int:
+    """Count the units of a column. An example without a value is a unit of its own."""
+    present = [value for value in values if value not in (None, "")]
+    return len(set(present)) + len(values) - len(present)

@@ -75,7 +75,7 @@ class NeuronResult:
     @property
     def n_units(self) -> int:
         """Number of sampling units that were compared."""
-        return len(np.unique(self.units.of(self.example_difference["example"].to_numpy())))
+        return self.units.count(self.example_difference["example"].to_numpy())
 
     @property
     def score_difference(self) -> float:
