@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,14 +63,23 @@ class Recorder:
 class Editor:
     """Receiver that changes the outputs of heads. Variant v has the v-th block of rows of the batch.
 
-    Without a context it changes nothing.
+    Without a context it changes nothing. `own` has outputs without intervention, by layer, that need not be computed.
     """
 
-    def __init__(self, layers: LayerIndex, context: BatchContext | None, variants: Sequence[Variant]) -> None:
-        self._layers, self._context, self._variants = layers, context, variants
+    def __init__(
+        self,
+        layers: LayerIndex,
+        context: BatchContext | None,
+        variants: Sequence[Variant],
+        own: Mapping[int, Tensor | None] = MappingProxyType({}),
+    ) -> None:
+        self._layers, self._context, self._variants, self._own = layers, context, variants, own
 
-    def receive(self, call: AttentionCall) -> None:
-        """Let the model compute the outputs."""
+    def receive(self, call: AttentionCall) -> Tensor | None:
+        """Return the edited outputs if those without intervention are known; otherwise let the model compute them."""
+        layer = self._layers[call.module]
+        own = None if layer is None else self._own.get(layer)
+        return None if own is None else self.edit(call, own.repeat(len(self._variants), 1, 1, 1))
 
     def edit(self, call: AttentionCall, output: Tensor) -> Tensor:
         """Return the outputs with those of the edited heads exchanged."""

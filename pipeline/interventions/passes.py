@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,7 +104,8 @@ class Passes:
         prefix = Prefix(self.model, self.sites, self.site.name) if reuse_prefix else None
         order = sorted(range(len(variants)), key=lambda v: variants[v].first_layer)
         with torch.no_grad():
-            for indices in self._batches(self._usable(variants)):
+            n_of_layer = max(Counter(variant.first_layer for variant in variants).values(), default=1)
+            for indices in self._batches(self._usable(variants), n_of_layer):
                 inputs, context, before = self._without(indices, layers, prefix, variants)
                 on_batch(len(indices), 1)
                 n_together = self._n_variants(inputs)
@@ -137,11 +139,7 @@ class Passes:
                 inputs, context, before = self._without(indices, layers, prefix, [variant])
                 if not self.measure.by_token:
                     return
-                with (
-                    capturing(self.model, Editor(layers, context, [variant])),
-                    prefix.starting_at(variant.first_layer, 1),
-                ):
-                    after = self.measure.read(run_model(self.model, inputs.arguments), inputs)
+                after = self._read(inputs, context, [variant], layers, prefix)
                 changes = (after - before).float().cpu().numpy()
                 n_tokens = inputs.arguments["decoder_input_ids" if self._is_two_sided(inputs) else "input_ids"].shape[1]
                 for row, index in enumerate(indices):
@@ -188,12 +186,17 @@ class Passes:
             on_batch(len(indices), 1)
         return effects
 
-    def _batches(self, indices: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the indices of each batch."""
+    def _batches(self, indices: Sequence[int], n_variants: int = 1) -> Iterator[list[int]]:
+        """Yield the indices of each batch. A batch of few tokens, with little padding, leaves room for its variants."""
+        limits = replace(
+            self.limits,
+            max_tokens=max(1, self.limits.max_tokens // n_variants),
+            price_tokens=self.limits.price_tokens // n_variants,
+        )
         sides = {"source": [len(self.examples[i].source) for i in indices]}
         if any(self.examples[i].target is not None for i in indices):
             sides["target"] = [len(target) if (target := self.examples[i].target) else 0 for i in indices]
-        for batch in plan_batches({name: np.asarray(values) for name, values in sides.items()}, self.limits):
+        for batch in plan_batches({name: np.asarray(values) for name, values in sides.items()}, limits):
             yield [indices[i] for i in batch.examples]
 
     def _usable(self, variants: Sequence[Variant]) -> list[int]:
@@ -220,7 +223,7 @@ class Passes:
     ) -> tuple[ModelInputs, BatchContext, Tensor]:
         """Run a batch without intervention. Return its inputs, its context and the reading of the measure."""
         inputs = self._inputs(indices)
-        with capturing(self.model, Editor(layers, None, ())), nullcontext() if prefix is None else prefix.recording():
+        with capturing(self.model, Editor(layers, None, ())) if prefix is None else prefix.recording():
             output = run_model(self.model, inputs.arguments)
         context = self._context(indices, inputs, None, self._donor(indices, layers, variants))
         return inputs, context, self.measure.read(output, inputs)
@@ -235,13 +238,25 @@ class Passes:
         prefix: Prefix | None,
     ) -> Float64[np.ndarray, "variant example"]:
         """Run some variants of a batch in one forward pass."""
-        n, first_layer = len(variants), min(variant.first_layer for variant in variants)
-        together = inputs.repeat(n)
-        start = nullcontext() if prefix is None else prefix.starting_at(first_layer, n)
-        with capturing(self.model, Editor(layers, context, variants)), start:
-            after = self.measure.read(run_model(self.model, together.arguments), together)
+        n, together = len(variants), inputs.repeat(len(variants))
+        after = self._read(together, context, variants, layers, prefix)
         before = before.repeat(n, *[1] * (before.dim() - 1))
         return self.measure.effect(before, after, together).view(n, -1).double().cpu().numpy()
+
+    def _read(
+        self,
+        inputs: ModelInputs,
+        context: BatchContext,
+        variants: Sequence[Variant],
+        layers: LayerIndex,
+        prefix: Prefix | None,
+    ) -> Tensor:
+        """Run one forward pass in which the v-th block of rows has the v-th variant. Return the reading of the measure."""
+        n, first_layer = len(variants), min(variant.first_layer for variant in variants)
+        start = nullcontext() if prefix is None else prefix.starting_at(first_layer, n)
+        own = {first_layer: prefix.heads(first_layer)} if prefix is not None else {}
+        with capturing(self.model, Editor(layers, context, variants, own)), start:
+            return self.measure.read(run_model(self.model, inputs.arguments), inputs)
 
     def _context(
         self, indices: Sequence[int], inputs: ModelInputs, own: Recording | None, donor: Recording | None = None
