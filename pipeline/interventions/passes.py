@@ -170,19 +170,22 @@ class Passes:
             with torch.no_grad():
                 reading = self.measure.read(output, inputs)
                 nothing = self.measure.effect(reading, reading, inputs)  # NaN where nothing can be measured
-            total = torch.zeros((len(variants), len(indices)), dtype=torch.float64)
-            for number, direction in enumerate(directions):
-                offsets = dict(sorted(recording.offsets.items()))
-                is_last = number == len(directions) - 1
-                derivatives = torch.autograd.grad(
-                    direction.sum(), list(offsets.values()), retain_graph=not is_last, allow_unused=True
+            offsets = dict(sorted(recording.offsets.items()))
+            derivatives = [
+                torch.autograd.grad(
+                    direction.sum(),
+                    list(offsets.values()),
+                    retain_graph=number < len(directions) - 1,
+                    allow_unused=True,
+                    materialize_grads=True,  # zeros where the prediction does not depend on a layer
                 )
-                gradients = dict(zip(offsets, derivatives, strict=True))
-                with torch.no_grad():
-                    for row, variant in enumerate(variants):
-                        slope = _slope(variant, context, gradients)
-                        total[row] += (slope if self.measure.order == 1 else slope.square() / 2).double().cpu()
-            effects[:, indices] = (total / len(directions) + nothing.double().cpu()).numpy()
+                for number, direction in enumerate(directions)
+            ]
+            gradients = dict(zip(offsets, map(torch.stack, zip(*derivatives, strict=True)), strict=True))
+            with torch.no_grad():
+                slopes = torch.stack([_slopes(variant, context, gradients) for variant in variants]).double()
+                total = slopes if self.measure.order == 1 else slopes.square() / 2
+            effects[:, indices] = (total.mean(dim=1) + nothing.double()).cpu().numpy()
             on_batch(len(indices), 1)
         return effects
 
@@ -292,16 +295,15 @@ class Passes:
         return max(1, limit // n_tokens)
 
 
-def _slope(variant: Variant, context: BatchContext, gradients: Mapping[int, Tensor | None]) -> Float[Tensor, "batch"]:
-    """Return the change that the gradients predict for a variant."""
+def _slopes(
+    variant: Variant, context: BatchContext, gradients: Mapping[int, Float[Tensor, "direction batch query head d_value"]]
+) -> Float[Tensor, "direction batch"]:
+    """Return the changes that the gradients predict for a variant."""
     assert context.own is not None, "the estimate records the pass"
-    slope = torch.zeros(len(context.indices), device=context.lengths.device)
+    slopes = list[Tensor]()
     for edit in variant.edits:
-        gradient = gradients[edit.layer]
-        if gradient is None:  # the prediction does not depend on this layer
-            continue
         output = context.own.outputs[edit.layer][:, :, edit.head]
         call = HeadCall(context.own.calls[edit.layer], edit.layer, edit.head, output, context)
         change = edit.action.output(call) - output
-        slope = slope + (change * gradient[:, :, edit.head]).flatten(1).sum(dim=-1)
-    return slope
+        slopes.append(torch.einsum("bqd,kbqd->kb", change, gradients[edit.layer][:, :, :, edit.head]))
+    return torch.stack(slopes).sum(dim=0)
