@@ -22,7 +22,7 @@ from headatlas.pipeline.capture.eager import find_sites
 from headatlas.pipeline.capture.sites import run_model
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.interventions.actions import Edit, Variant, Zero
-from headatlas.pipeline.interventions.measures import default_measure
+from headatlas.pipeline.interventions.measures.predictions import default_measure
 from headatlas.pipeline.interventions.passes import Passes
 from headatlas.pipeline.models.attention_implementation import implementation
 from headatlas.pipeline.models.sources import load_model

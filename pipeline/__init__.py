@@ -3,24 +3,29 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .interventions.head_effects import intervene
     from .job.tracing import trace
 
-__all__ = ["trace"]
+__all__ = ["intervene", "trace"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `trace` on first access, so that importing the package is fast.
+    """Import `trace` or `intervene` on first access, so that importing the package is fast.
 
     Raises
     ------
     MissingExtraError
         torch or transformers is not installed.
     """
-    if name != "trace":
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from headatlas.store.files.installed_packages import require_extra
 
-    require_extra("headatlas.pipeline.trace", "pipeline")
-    from .job.tracing import trace
+    require_extra(f"headatlas.pipeline.{name}", "pipeline")
+    if name == "trace":
+        from .job.tracing import trace
 
-    return trace
+        return trace
+    from .interventions.head_effects import intervene
+
+    return intervene

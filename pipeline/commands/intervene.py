@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,11 +14,16 @@ from headatlas.store.commands.options import AsCsv, AsJson, SiteName, Top
 from .run import ConfigArgument, MaxOption, SampleOption, SetOption, load
 
 if TYPE_CHECKING:
-    from ..config import JobConfig
-    from ..interventions.head_effects import Intervention
-    from ..interventions.request import Request
+    from collections.abc import Callable, Iterator
+
+    import pandas as pd
+
+    from ..interventions.intervention import Intervention
+    from ..progress import Event
 
 app = typer.Typer(rich_markup_mode="rich")
+N_LISTED = 10
+"""Number of examples and tokens that are listed for each intervention."""
 
 
 @app.command(rich_help_panel="Pipeline")
@@ -42,9 +48,30 @@ def intervene(
             show_default=False,
         ),
     ] = None,
+    kv_groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GROUPS",
+            help="Key heads such as 3.0,5.1, or all; the query heads that share one are changed together.",
+            show_default=False,
+        ),
+    ] = None,
     together: Annotated[bool, typer.Option("--together", help="Change all heads at the same time.")] = False,
     edges: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Pattern whose edges are blocked.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Pattern of the edges that are changed by block, zero, scale or uniform.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Change the output only of query tokens with an edge of this pattern.",
+            show_default=False,
+        ),
     ] = None,
     measure: Annotated[
         str | None,
@@ -56,7 +83,11 @@ def intervene(
     ] = None,
     candidates: Annotated[
         str | None,
-        typer.Option(metavar="A,B", help="Two continuations whose log-ratio is measured.", show_default=False),
+        typer.Option(
+            metavar="A,B",
+            help="One continuation, or two whose log-ratio is measured; @COLUMN is the value of a column of the corpus.",
+            show_default=False,
+        ),
     ] = None,
     label: Annotated[
         str | None, typer.Option(help="Label of a classifier whose logit is measured.", show_default=False)
@@ -88,7 +119,15 @@ def intervene(
         typer.Option(
             "--out",
             metavar="FILE",
-            help="Write the effect on each example to a Parquet or CSV file.",
+            help="Write a table to a Parquet or CSV file: the effect on each example, or that of --table.",
+            show_default=False,
+        ),
+    ] = None,
+    table: Annotated[
+        Literal["heads", "examples", "tokens", "layers"] | None,
+        typer.Option(
+            help="Table of --csv and --out: effects of heads (default of --csv), effects on examples (default of --out), "
+            "the tokens whose loss rises most, or the change of the hidden state after each layer.",
             show_default=False,
         ),
     ] = None,
@@ -109,10 +148,13 @@ def intervene(
 
     Example: [bold]headatlas intervene smollm2 --heads 5.8,10.1 --do mean --max-examples 200[/bold]
     """
+    from headatlas.store.commands.printing import first_rows, print_csv
     from headatlas.store.errors import ConfigError
 
-    from ..interventions.kept_effects import check_store, keep_effects, write_effects
+    from ..interventions.head_effects import intervene, plan_intervention
+    from ..interventions.kept_effects import check_out, write_table
     from ..interventions.request import Request
+    from ..progress import Stage
 
     (job, *others) = load(config, None, changes, max_examples=max_examples, sample=sample)
     if others:
@@ -120,62 +162,90 @@ def intervene(
             f"{config} names {len(others) + 1} models; expected one. Remove the others from the job file."
         )
     request = Request(
-        action=action, heads=heads, together=together, measure=measure,
+        action=action, heads=heads, kv_groups=kv_groups, together=together, rows=rows, edges=edges, measure=measure,
         candidates=tuple(name.strip() for name in (candidates or "").split(",") if name.strip()),
-        label=label, edges=edges, site=site, n_controls=controls, unit=unit, estimate=estimate, pair=pair, seed=seed,
-        only_plan=plan,
+        label=label, site=site, n_controls=controls, unit=unit, estimate=estimate, pair=pair, seed=seed,
     )  # fmt: skip
-    if keep is not None:
-        check_store(job, keep)
-    result = _intervene(job, request, quiet=quiet)
-    if result is None:
-        return
-    if keep is not None:
-        keep_effects(result, job, keep)
     if out is not None:
-        write_effects(result, out)
-    _print(result, top, as_csv=as_csv, as_json=as_json)
+        check_out(out)
+    with _display(quiet) as (say, show_progress):
+        if plan:
+            say(Stage(str(plan_intervention(job, request, say))))
+            return
+        result = intervene(job, request, keep=keep, on_event=say, on_progress=show_progress)
+    if out is not None:
+        write_table(_table(result, table or "examples"), out)
+    if as_csv:
+        print_csv(first_rows(_table(result, table or "heads"), top, all_rows=True), result.remarks())
+    elif as_json:
+        _print_json(result, top)
+    else:
+        _print(result, top)
 
 
-def _intervene(job: JobConfig, request: Request, *, quiet: bool) -> Intervention | None:
-    """Run with a progress bar if the error stream is a terminal, otherwise with lines. None if it was only planned."""
+@contextmanager
+def _display(quiet: bool) -> Iterator[tuple[Callable[[Event], None], Callable[[int, int], None]]]:
+    """Yield functions that show events and progress: a bar with the remaining time on a terminal, lines otherwise."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from ..interventions.head_effects import intervene as run
-    from ..progress import Event, describe
+    from ..progress import describe
 
     console = Console(stderr=True, quiet=quiet)
+    columns = ("{task.description}", "{task.completed:,.0f}/{task.total:,.0f}")
+    progress = Progress(
+        TextColumn(columns[0]), BarColumn(), TaskProgressColumn(), TextColumn(columns[1]), TimeRemainingColumn(),
+        console=console, transient=True, disable=quiet or not console.is_terminal,
+    )  # fmt: skip
+    task = progress.add_task("passes", total=None, visible=False)
 
     def say(event: Event) -> None:
         if line := describe(event):
-            console.print(line, highlight=False, markup=False)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def show_progress(done: int, total: int) -> None:
+        if done == 0:
+            progress.reset(task, total=total, visible=True)
+        progress.update(task, completed=done)
 
     try:
-        if quiet or not console.is_terminal:
-            return run(job, request, say)
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("passes")
-            return run(job, request, say, lambda done, total: progress.update(task, completed=done, total=total))
+        with progress:
+            yield say, show_progress
     except KeyboardInterrupt:
-        print("\nheadatlas: interrupted; nothing was written.", file=sys.stderr)
+        print("\nheadatlas: interrupted; the same command continues where it was.", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
-def _print(result: Intervention, top: int | None, *, as_csv: bool, as_json: bool) -> None:
+def _table(result: Intervention, name: str) -> pd.DataFrame:
+    tables = {
+        "heads": result.table,
+        "examples": result.examples_table,
+        "tokens": result.tokens_table,
+        "layers": result.layers_table,
+    }
+    return tables[name]()
+
+
+def _print_json(result: Intervention, top: int | None) -> None:
     from headatlas.store.commands import tables as render
-    from headatlas.store.commands.printing import first_rows, output_console, print_csv, print_table
+    from headatlas.store.commands.printing import first_rows
+
+    document = {
+        "intervention": result.summary(),
+        "heads": render.records(first_rows(result.table(), top, all_rows=True)),
+        "examples": render.records(result.examples_table(N_LISTED)),
+        "tokens": render.records(result.tokens_table()),
+        "layers": render.records(result.layers_table()),
+    }
+    print(render.to_json(document))
+
+
+def _print(result: Intervention, top: int | None) -> None:
+    from headatlas.store.commands import tables as render
+    from headatlas.store.commands.printing import first_rows, output_console, print_table
     from headatlas.store.patterns.lexer import printable
 
-    table = result.table()
-    rows = first_rows(table, top, all_rows=as_csv or as_json)
-    if as_csv:
-        print_csv(rows, result.remarks())
-        return
-    if as_json:
-        tokens = [] if result.tokens is None else render.records(result.tokens)
-        print(render.to_json({"intervention": _summary(result), "heads": render.records(rows), "tokens": tokens}))
-        return
+    rows = first_rows(result.table(), top, all_rows=False)
     console = output_console()
     columns = [("effect", "right"), ("95 %", "right"), ("controls", "right"), ("difference", "right"), ("q", "right")]
     text = render.plain_table(("head", "right"), *columns, ("", "left"))
@@ -191,28 +261,27 @@ def _print(result: Intervention, top: int | None, *, as_csv: bool, as_json: bool
             "matters" if row["matters"] else "",
         )
     print_table(console, text)
-    if result.tokens is not None and len(result.tokens):
-        name = rows["heads"].iloc[0] if "heads" in rows else f"{rows['layer'].iloc[0]}.{rows['head'].iloc[0]}"
-        changed = "  ".join(
-            f"{printable(row['token'])} ({row['id']}:{row['position']}) {row['change']:+.2f}"
-            for row in result.tokens.to_dict("records")
-        )
-        console.print(f"Tokens whose loss {name} raises most: {changed}", markup=False, soft_wrap=True, highlight=False)
+    name = result.names[result.order[0]]
+    examples, tokens, layers = result.examples_table(N_LISTED), result.tokens_table(), result.layers_table()
+    lists = {
+        f"Examples that {name} changes most": [
+            f"{printable(row['id'])} {row['effect']:+.3f}" for row in _records_of(examples, name)
+        ],
+        f"Tokens whose loss {name} raises most": [
+            f"{printable(row['token'])} ({printable(row['id'])}:{row['position']}) {row['change']:+.2f}"
+            for row in _records_of(tokens, name)
+        ],
+        f"1 − cosine of the mean hidden state after each layer, {name}": [
+            f"{row['after_layer']}: {row['effect']:.4f}" for row in _records_of(layers, name)
+        ],
+    }
+    for title, entries in lists.items():
+        if entries:
+            console.print(f"{title}: {'  '.join(entries)}", markup=False, soft_wrap=True, highlight=False)
     for line in result.remarks():
         console.print(line, style="dim", markup=False, soft_wrap=True, highlight=False)
 
 
-def _summary(result: Intervention) -> dict[str, Any]:
-    return {
-        "action": result.action,
-        "measure": result.measure,
-        "meaning": result.meaning,
-        "site": result.site.name,
-        "unit": result.unit,
-        "units": result.evidence.n_units,
-        "controls": result.n_controls,
-        "estimate": result.is_estimate,
-        "agreement": result.agreement,
-        "left_out": result.left_out,
-        "notes": list(result.notes),
-    }
+def _records_of(table: pd.DataFrame, heads: str) -> list[dict[str, Any]]:
+    """Return the rows of one intervention."""
+    return [row for row in table.to_dict("records") if row["heads"] == heads]

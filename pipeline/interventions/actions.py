@@ -57,6 +57,8 @@ class BatchContext:
     """The pass over the examples from which outputs are patched, in the same order; None if no action needs it."""
     edges: Bool[Tensor, "batch query key"] | None = None
     """Edges of a pattern; None if no action needs them."""
+    rows: Bool[Tensor, "batch query"] | None = None
+    """Query tokens whose output is changed; None for all."""
 
     @cached_property
     def is_token(self) -> Bool[Tensor, "batch query"]:
@@ -69,8 +71,8 @@ class BatchContext:
 class HeadCall:
     """One head in one attention call: the examples of one variant."""
 
-    call: AttentionCall
-    """The call with all heads, of these examples alone."""
+    call: AttentionCall | None
+    """The call with all heads, of these examples alone; None in models outside the attention interface."""
     layer: int
     """Index on the layer axis of the site."""
     head: int
@@ -81,6 +83,7 @@ class HeadCall:
     @property
     def alone(self) -> AttentionCall:
         """The call of this head alone."""
+        assert self.call is not None, "actions on attention are refused in models outside the attention interface"
         return call_of_head(self.call, self.head)
 
 
@@ -173,13 +176,58 @@ class Block:
 
     def output(self, call: HeadCall) -> Float[Tensor, "batch query d_value"]:
         """Return the output without the edges."""
-        edges, alone = call.context.edges, call.alone
-        assert edges is not None, "an intervention on edges has them"
-        shown = visible_in(alone)[:, 0] & ~edges.to(call.output.device)
+        edges, alone = _edges(call), call.alone
+        shown = visible_in(alone)[:, 0] & ~edges
         weights = attention_weights(with_mask(alone, shown))[:, 0]
-        is_changed = edges.to(call.output.device).any(dim=-1, keepdim=True)
+        is_changed = edges.any(dim=-1, keepdim=True)
         output = (weights * shown.any(dim=-1, keepdim=True)).to(alone.value.dtype) @ alone.value[:, 0]
         return torch.where(is_changed, output, call.output)  # other rows stay as they are, to the last bit
+
+
+@dataclass(frozen=True)
+class ScaleEdges:
+    """The weights of edges are multiplied by a factor, and the other weights of the row stay as they are."""
+
+    factor: float
+    needs_donor: bool = False
+
+    @property
+    def name(self) -> str:
+        """The word with the factor."""
+        return f"scale:{self.factor:g}" if self.factor else "zero"
+
+    def output(self, call: HeadCall) -> Float[Tensor, "batch query d_value"]:
+        """Return the output with the scaled part of the edges."""
+        weights, value = _edge_weights(call)
+        return call.output + (self.factor - 1) * (weights.to(value.dtype) @ value)
+
+
+@dataclass(frozen=True)
+class UniformEdges:
+    """The weight that a row has on its edges is spread evenly over them, and its other weights stay as they are."""
+
+    name: str = "uniform"
+    needs_donor: bool = False
+
+    def output(self, call: HeadCall) -> Float[Tensor, "batch query d_value"]:
+        """Return the output of the changed attention."""
+        weights, value = _edge_weights(call)
+        edges = _edges(call) & visible_in(call.alone)[:, 0]
+        share = weights.sum(dim=-1, keepdim=True) / edges.sum(dim=-1, keepdim=True).clamp(min=1)
+        return call.output + (edges * share - weights).to(value.dtype) @ value
+
+
+def _edges(call: HeadCall) -> Bool[Tensor, "batch query key"]:
+    assert call.context.edges is not None, "an intervention on edges has them"
+    return call.context.edges.to(call.output.device)
+
+
+def _edge_weights(
+    call: HeadCall,
+) -> tuple[Float[Tensor, "batch query key"], Float[Tensor, "batch key d_value"]]:
+    """Return the weights of the edges, zero elsewhere, and the values of the head."""
+    alone = call.alone
+    return attention_weights(alone)[:, 0] * _edges(call), alone.value[:, 0]
 
 
 @dataclass(frozen=True)
@@ -292,6 +340,11 @@ class Edit:
     """Index on the layer axis of the site."""
     head: int
     action: Action
+
+    def output(self, call: HeadCall) -> Float[Tensor, "batch query d_value"]:
+        """Return the output that the model uses: that of the action, in the rows that are changed."""
+        output, rows = self.action.output(call), call.context.rows
+        return output if rows is None else torch.where(rows[..., None], output, call.output)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Student's t over the controls); otherwise any two heads of a random model would 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,11 +32,14 @@ Heads = tuple[tuple[int, int], ...]
 
 
 def nearest_heads(norms: Float64[np.ndarray, "layer head"], layer: int, head: int, n: int) -> list[tuple[int, int]]:
-    """Return the `n` heads nearest in output norm: those of the same layer within a factor of `NEAR`, then all others."""
+    """Return the `n` heads nearest in output norm: those of the same layer within a factor of `NEAR`, then all others.
+
+    A norm of NaN is no head: layers may differ in their number of key heads.
+    """
     with np.errstate(divide="ignore"):
         distance = np.abs(np.log(norms) - np.log(norms[layer, head]))
     order = [divmod(int(i), norms.shape[1]) for i in np.argsort(distance, axis=None, kind="stable")]
-    others = [other for other in order if other != (layer, head)]
+    others = [other for other in order if other != (layer, head) and not np.isnan(norms[other])]
     same = [other for other in others if other[0] == layer and distance[other] < math.log(NEAR)]
     return [*same, *(other for other in others if other not in same)][:n]
 
@@ -64,6 +67,26 @@ def control_sets(norms: Float64[np.ndarray, "layer head"], heads: Heads, n: int,
         if len(sets) == n:
             break
     return list(sets)
+
+
+def group_controls(
+    norms: Float64[np.ndarray, "layer head"],
+    heads: Heads,
+    groups: Mapping[tuple[int, int], Heads],
+    n: int,
+    seed: int = 0,
+) -> list[Heads]:
+    """Draw `n` control interventions for the query heads of one or more key heads: those of other key heads.
+
+    The norm of a key head is the mean over its query heads.
+    """
+    shape = len(norms), 1 + max(group for _, group in groups)
+    of_groups = np.full(shape, np.nan)
+    for group, members in groups.items():
+        of_groups[group] = np.mean([norms[head] for head in members])
+    chosen = tuple(group for group, members in groups.items() if set(members) <= set(heads))
+    drawn = control_sets(of_groups, chosen, n, seed)
+    return [tuple(sorted(head for group in control for head in groups[group])) for control in drawn]
 
 
 @dataclass(frozen=True)

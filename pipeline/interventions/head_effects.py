@@ -1,359 +1,303 @@
-"""`intervene`: effects of interventions on heads over a corpus, with control heads beside them."""
+"""`intervene`: effects of interventions on heads over a corpus, with control heads beside them.
+
+The steps are functions with a record each: `open_subject` (model and corpus), `plan_sweep` (heads, controls and cost),
+`run_sweep` (passes of the model), and `weigh_sweep` (evidence).
+"""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
-from headatlas.store.errors import ConfigError, UnsupportedModelError
-from headatlas.store.patterns import Pattern, Vocabulary
-from headatlas.store.patterns.segment_matcher import segment_matcher
-from headatlas.store.reading.memory_segment import MemorySegment
-from headatlas.store.schema.traces import Keep, Site, TraceSpec
+from headatlas.store.errors import ConfigError
 
-from ..capture.eager import find_sites
-from ..checks.batch_check import check_batches
-from ..corpora.examples import EncodedExample
+from ..config import JobConfig, load_config
 from ..progress import Event, Stage, format_seconds, plural
-from ..tokens.corpus_encoding import encode_corpus, open_corpus
-from ..tokens.model_inputs import InputBuilder
-from ..tokens.segment_tables import segment_tables
-from .actions import Edit, Variant
-from .controls import MINIMUM_CONTROLS, MINIMUM_UNITS, EffectEvidence, Heads, control_sets, weigh
-from .passes import OnBatch, Passes
-from .request import Request, parse_action, parse_heads, parse_measure, unit_of
+from .actions import Action, Edit, Mean, Variant
+from .controls import Heads, control_sets, group_controls, weigh
+from .intervention import N_EXACT, Intervention
+from .kept_effects import check_effects, check_store, keep_effects
+from .passes import OnBatch
+from .request import Request, key_groups, parse_targets
+from .subject import Subject, open_subject
+from .sweep_results import SweepResults, UnfinishedSweep
 
-if TYPE_CHECKING:
-    from ..config import JobConfig
-
-N_EXACT = 20
-"""Number of heads whose exact effect is compared with the estimate: those with the largest estimates."""
-N_TOKENS = 10
-"""Number of tokens that are listed."""
-FEW_UNITS = 20
-"""With fewer units bootstrap intervals are known to be too narrow, and the answer says so."""
-_NO_TRACES = Keep(attention=None, query_key=None, edges=None, statistics=False)
-
-
-@dataclass(frozen=True)
-class Intervention:
-    """Effects of an intervention on heads over a corpus, with those of control heads."""
-
-    site: Site
-    action: str
-    measure: str
-    meaning: str
-    """Meaning of an effect, with its unit."""
-    targets: list[Heads]
-    """Heads of each intervention, as (index on the layer axis, head)."""
-    effects: Float64[np.ndarray, "target example"]
-    """Effect of each intervention on each example; NaN for examples that were left out."""
-    evidence: EffectEvidence
-    example_ids: list[str]
-    unit: str
-    """Name of the units that intervals and tests are over: a column of the corpus, or ``example``."""
-    n_controls: int
-    """Smallest number of controls of an intervention."""
-    left_out: dict[str, int]
-    """Number of examples without an effect, by reason."""
-    is_estimate: bool = False
-    agreement: float | None = None
-    """Rank correlation of estimated and exact effects of the `N_EXACT` largest estimates; None for exact effects."""
-    notes: tuple[str, ...] = ()
-    model: dict[str, Any] = field(default_factory=dict)
-    """Identity of the model, as in the provenance of a store."""
-    seed: int = 0
-    tokens: pd.DataFrame | None = None
-    """The tokens whose loss rises most by the intervention with the largest difference: ``example``, ``id``, ``position``,
-    ``token``, ``change``. None if the measure has no number for single tokens."""
-
-    def remarks(self) -> list[str]:
-        """Return sentences that a table needs beside it."""
-        evidence = self.evidence
-        effect = f"Effect: {self.meaning}; mean over {evidence.n_units:,} units ({self.unit}), 95 % bootstrap interval."
-        lines = [
-            f"{self.action} at {self.site.name}. {effect} Controls: mean ± standard deviation of the same change of the "
-            f"{self.n_controls} heads nearest in output norm. q: false-discovery rate of an effect unlike that of the controls, "
-            "over units and over heads."
-        ]
-        if evidence.n_units < MINIMUM_UNITS:
-            lines.append(f"No tests: there are {evidence.n_units} units, and {MINIMUM_UNITS} are needed.")
-        elif evidence.n_units < FEW_UNITS:
-            lines.append(f"Intervals of {evidence.n_units} units are too narrow; use at least {FEW_UNITS}.")
-        if self.n_controls < MINIMUM_CONTROLS:
-            lines.append(f"No tests: there are {self.n_controls} controls, and {MINIMUM_CONTROLS} are needed.")
-        if self.is_estimate:
-            lines.append(
-                f"Estimated from gradients. Rank correlation with the exact effects of the {N_EXACT} largest: "
-                f"{self.agreement:.2f}."
-            )
-        lines += [f"{plural(n, 'example')} left out: {reason}." for reason, n in self.left_out.items()]
-        return [*lines, *self.notes]
-
-    def head_name(self, heads: Heads) -> str:
-        """Return heads as ``5.8`` or ``3.1,5.8``."""
-        return ",".join(f"{self.site.layers[layer]}.{head}" for layer, head in heads)
-
-    def table(self) -> pd.DataFrame:
-        """Return one row for each intervention, the largest difference from its controls first."""
-        evidence = self.evidence
-        columns: dict[str, Any] = {"heads": [self.head_name(heads) for heads in self.targets]}
-        if all(len(heads) == 1 for heads in self.targets):
-            columns = {
-                "layer": [self.site.layers[heads[0][0]] for heads in self.targets],
-                "head": [heads[0][1] for heads in self.targets],
-            }
-        table = pd.DataFrame(
-            {
-                **columns,
-                "effect": evidence.effect,
-                "low": evidence.low,
-                "high": evidence.high,
-                "control": evidence.control,
-                "control_spread": evidence.control_spread,
-                "difference": evidence.effect - evidence.control,
-                "p_value": evidence.p_value,
-                "q_value": evidence.q_value,
-                "matters": evidence.matters,
-            }
-        )
-        order = (-table["difference"].abs()).argsort(kind="stable")
-        return table.iloc[order].reset_index(drop=True)
-
-    def examples_table(self, target: int = 0, n: int = 10) -> pd.DataFrame:
-        """Return the examples that an intervention changes most."""
-        row = self.effects[target]
-        order = np.argsort(-np.abs(np.nan_to_num(row)), kind="stable")[:n]
-        return pd.DataFrame({"example": order, "id": [self.example_ids[i] for i in order], "effect": row[order]})
-
-    def head_effects(self) -> Float64[np.ndarray, "layer head example"]:
-        """Return the effects by head, NaN for heads that were not changed alone."""
-        values = np.full((self.site.n_layers, self.site.n_heads, self.effects.shape[1]), np.nan)
-        for heads, row in zip(self.targets, self.effects, strict=True):
-            if len(heads) == 1:
-                values[heads[0]] = row
-        return values
+_IDENTITY = ("action", "edges", "rows", "measure", "candidates", "label", "pair", "seed")
+"""Fields of a request on which the effects of given heads depend."""
 
 
 @dataclass
 class Progress:
     """Counts of the work, for a display."""
 
-    n_total: int = 0
-    """Number of forward passes of one example."""
     on_progress: Callable[[int, int], None] = lambda done, total: None
-    n_done: int = field(default=0, init=False)
 
     def begin(self, n_total: int) -> OnBatch:
         """Begin a step of so many passes of one example, and return what counts them."""
-        self.n_done, self.n_total = 0, n_total
+        n_done = 0
         self.on_progress(0, n_total)
 
         def count(n_examples: int, n_variants: int) -> None:
-            self.n_done += n_examples * n_variants
-            self.on_progress(self.n_done, self.n_total)
+            nonlocal n_done
+            n_done += n_examples * n_variants
+            self.on_progress(n_done, n_total)
 
         return count
 
 
+@dataclass(frozen=True)
+class SweepPlan:
+    """The interventions of a request with their controls, and what they cost."""
+
+    action: Action
+    targets: list[Heads]
+    controls: list[list[Heads]]
+    """Control interventions of each target."""
+    rows: dict[Heads, int]
+    """Rows of the sweep: targets and controls, each once."""
+    n_passes: float
+    """Passes over the corpus, of whole length."""
+    seconds: float
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The variant of each row."""
+        return [Variant(tuple(Edit(layer, head, self.action) for layer, head in heads)) for heads in self.rows]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.action.name}: {plural(len(self.targets), 'intervention')}, {len(self.rows)} with controls; as much as "
+            f"{self.n_passes:,.0f} passes over the corpus, about {format_seconds(self.seconds)}"
+        )
+
+
 def intervene(
-    config: JobConfig,
-    request: Request,
+    job: JobConfig | str | Path,
+    request: Request | None = None,
+    *,
+    keep: str | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Intervention | None:
+    **fields: Any,
+) -> Intervention:
     """Change heads of a running model over the corpus of a job, and measure what that does to its predictions.
 
-    Nothing is written. The model is the job's, with the output head that it was saved with. Returns None if the request is
-    only to plan.
+    The model runs with the output head that it was saved with. Nothing is written but an unfinished sweep: if the run is
+    interrupted, the same call goes on.
 
     Parameters
     ----------
+    job
+        A job, its file, or the name of a shipped one.
+    request, fields
+        What is done, or the fields of a `Request`: ``intervene("demo", heads="2.4", action="mean")``.
+    keep
+        Name of a statistic that is added to the job's store.
     on_progress
         Called with the number of passes of one example that are done, and their total.
 
     Raises
     ------
     ConfigError
-        Model or corpus cannot be read, or the request is wrong.
+        Model, corpus or store cannot be read, or the request is wrong.
     UnsupportedModelError
-        The model does not call transformers' attention interface.
+        The heads of the model cannot be changed as requested.
     """
-    import torch
+    config = job if isinstance(job, JobConfig) else load_config(job)
+    request = _request(request, fields)
+    if keep is not None:
+        check_store(config, keep)
+    subject = open_subject(config, request, on_event)
+    if keep is not None:
+        check_effects(config, keep, request, subject)
+    progress = Progress(on_progress)
+    plan = plan_sweep(subject, request, progress, on_event)
+    on_event(Stage(str(plan)))
+    with run_sweep(subject, request, plan, progress, on_event) as (results, agreement):
+        result = weigh_sweep(subject, request, plan, results, agreement)
+        if keep is not None:
+            keep_effects(result, config, keep)
+    return result
 
-    from ..models.sources import load_configured
 
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-    on_event(Stage(f"reading model {config.model.source}"))
-    loaded = load_configured(config.model, saved_head=True, images=config.corpus.kind == "images")
-    corpus = open_corpus(config.corpus, on_event)
-    examples, skipped = encode_corpus(config.encoding, loaded, corpus, on_event)
-    present = [i for i in range(len(examples)) if i not in skipped]
-    examples = [examples[i] for i in present]
-    builder = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
-    sites = find_sites(loaded.model, builder.build_probe(examples[0]))
-    if sites.capture == "eager":
-        raise UnsupportedModelError(
-            f"{sites.why_eager} Heads can only be changed in models that call transformers' attention interface."
-        )
-    site = sites.sites[0]
-    if request.site is not None:
-        site = next((row for row in sites.sites if row.name == request.site), None)
-    if site is None:
-        names = ", ".join(row.name for row in sites.sites)
-        raise ConfigError(f"--site is {request.site!r}; {type(loaded.model).__name__} has {names}")
-    batch_check = check_batches(loaded.model, sites, builder, examples, max(2, config.run.limits.max_tokens // 2))
-    donors = _find_donors(examples, request) if request.action in ("patch", "patch-attention", "resample") else None
-    passes = Passes(
-        loaded.model, sites, site, builder, examples, batch_check.limits(config.run.limits), parse_measure(request, loaded),
-        donors, None if request.edges is None else _edges_of(examples, sites.sites, site, request.edges),
-    )  # fmt: skip
-    targets = [((layer, head),) for layer in range(site.n_layers) for head in range(site.n_heads)]
-    if request.heads is not None:
-        targets = parse_heads(request.heads, site, together=request.together)
-    progress = Progress(on_progress=on_progress)
+def plan_intervention(
+    config: JobConfig, request: Request, on_event: Callable[[Event], None] = lambda event: None
+) -> SweepPlan:
+    """Return the plan of `intervene`. The model runs once over the corpus, for the norms of the heads and the time.
+
+    Raises
+    ------
+    ConfigError, UnsupportedModelError
+        For the reasons of `intervene`.
+    """
+    return plan_sweep(open_subject(config, request, on_event), request, on_event=on_event)
+
+
+def _request(request: Request | None, fields: dict[str, Any]) -> Request:
+    unknown = [name for name in fields if name not in Request.__dataclass_fields__]
+    if unknown or (request is not None and fields):
+        names = ", ".join(Request.__dataclass_fields__)
+        raise ConfigError(f"intervene() got {', '.join(unknown or fields)}; expected a Request, or its fields: {names}")
+    return Request(**fields) if request is None else request
+
+
+def plan_sweep(
+    subject: Subject,
+    request: Request,
+    progress: Progress | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> SweepPlan:
+    """Find the heads of a request and their controls. One pass over the corpus measures outputs, norms and time.
+
+    Raises
+    ------
+    ConfigError, NotFoundError
+        The request names no such heads or action.
+    """
+    passes, site = subject.passes, subject.site
+    targets = parse_targets(request, site, passes.key_heads)
+    action = subject.action
+    n_examples = len(passes.examples)
     on_event(Stage(f"measuring the outputs of {plural(site.n_layers * site.n_heads, 'head')}"))
     start = time.monotonic()
-    outputs = passes.measure_heads(progress.begin(len(examples)))
+    outputs = passes.measure_heads((progress or Progress()).begin(n_examples))
     seconds = time.monotonic() - start
-    action = parse_action(request, site, outputs)
-    sets = [control_sets(outputs.norms, heads, request.n_controls, request.seed) for heads in targets]
-    rows = {heads: row for row, heads in enumerate(dict.fromkeys([*targets, *(c for drawn in sets for c in drawn)]))}
-    variants = [Variant(tuple(Edit(layer, head, action) for layer, head in heads)) for heads in rows]
-    share = sum(1 - variant.first_layer / site.n_layers for variant in variants)  # passes start at their first layer
-    n_passes = 1 + (2 + min(N_EXACT, len(rows)) if request.estimate else share)
-    on_event(
-        Stage(
-            f"{action.name}: {plural(len(targets), 'intervention')}, {len(rows)} with controls; as much as "
-            f"{n_passes:,.0f} passes over {plural(len(examples), 'example')}, about {format_seconds(n_passes * seconds)}"
-        )
-    )
-    if request.only_plan:
-        return None
-    if request.estimate:
-        effects = passes.estimate(variants, progress.begin(len(examples)), seed=request.seed)
+    if isinstance(action, Mean):
+        action = replace(action, means=outputs.means)
+    if request.kv_groups is None:
+        controls = [control_sets(outputs.norms, heads, request.n_controls, request.seed) for heads in targets]
     else:
-        effects = passes.run(variants, progress.begin(len(examples) * (len(variants) + 1)))
-    agreement = None
+        groups = key_groups(site, passes.key_heads())
+        controls = [group_controls(outputs.norms, heads, groups, request.n_controls, request.seed) for heads in targets]
+    rows = {
+        heads: row for row, heads in enumerate(dict.fromkeys([*targets, *(c for drawn in controls for c in drawn)]))
+    }
+    share = sum(1 - min(layer for layer, _ in heads) / site.n_layers for heads in rows)  # passes start at a layer
+    if not passes.reuses_prefix:
+        share = len(rows)
+    n_passes = 1 + (2 + min(N_EXACT, len(rows)) if request.estimate else share)
+    return SweepPlan(action, targets, controls, rows, n_passes, n_passes * seconds)
+
+
+@contextmanager
+def run_sweep(
+    subject: Subject,
+    request: Request,
+    plan: SweepPlan,
+    progress: Progress | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> Iterator[tuple[SweepResults, float | None]]:
+    """Run a plan, and yield its results and the agreement of an estimate with exact effects.
+
+    Results of an interrupted run are kept on disk, and a run of the same plan continues them. They are removed at the end
+    of the block, when the results have been used.
+    """
+    passes, progress = subject.passes, progress or Progress()
+    variants, n_examples = plan.variants, len(passes.examples)
+    exact = list(range(len(variants)))
+    estimates: Float64[np.ndarray, "variant example"] | None = None
     if request.estimate:
-        best = np.argsort(-np.abs(np.nanmean(effects, axis=1)), kind="stable")[:N_EXACT]
-        on_event(Stage(f"exact effects of the {len(best)} largest estimates"))
-        exact = passes.run([variants[i] for i in best], progress.begin(len(examples) * (len(best) + 1)))
-        agreement = _rank_correlation(np.nanmean(effects[best], axis=1), np.nanmean(exact, axis=1))
-    names = dict.fromkeys(name for example in examples for name in example.example.columns)
-    columns = {name: [example.example.columns.get(name) for example in examples] for name in names}
-    unit = unit_of(columns, request.unit or config.corpus.sampling_unit)
-    units: list[Hashable] = [
-        i if unit is None or columns[unit][i] in (None, "") else (columns[unit][i],) for i in range(len(examples))
-    ]
+        estimates = passes.estimate(variants, progress.begin(n_examples), seed=request.seed)
+        exact = np.argsort(-np.abs(np.nanmean(estimates, axis=1)), kind="stable")[:N_EXACT].tolist()
+        on_event(Stage(f"exact effects of the {len(exact)} largest estimates"))
+    heads = [list(plan.rows)[row] for row in exact]
+    identity = {**subject.identity(), "heads": heads, "request": {name: getattr(request, name) for name in _IDENTITY}}
+    unfinished = UnfinishedSweep.open(identity, len(exact), n_examples)
+    if unfinished.results.is_done.any():
+        share = unfinished.results.is_done.mean()
+        on_event(Stage(f"continuing an interrupted run, of which {share:.0%} is done"))
+    try:
+        passes.sweep(
+            [variants[row] for row in exact],
+            unfinished.results,
+            progress.begin((len(exact) + 1) * len(passes.usable(variants))),
+            unfinished.save,
+        )
+    except BaseException:  # Ctrl-C and every other end
+        unfinished.save(at_once=True)
+        raise
+    unfinished.save(at_once=True)  # what follows may fail too
+    results, agreement = unfinished.results, None
+    if estimates is not None:
+        means = [np.nanmean(effects, axis=1) for effects in (estimates[exact], results.effects)]
+        ranks = [pd.Series(values).rank().to_numpy() for values in means]
+        agreement = float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+        results = replace(SweepResults.empty(len(variants), n_examples), effects=estimates)
+    yield results, agreement
+    unfinished.remove()
+
+
+def weigh_sweep(
+    subject: Subject,
+    request: Request,
+    plan: SweepPlan,
+    results: SweepResults,
+    agreement: float | None = None,
+) -> Intervention:
+    """Compute the evidence of a sweep.
+
+    Raises
+    ------
+    ConfigError
+        No example has an effect.
+    """
+    passes, examples = subject.passes, subject.examples
+    effects = results.effects.reshape(len(plan.rows), len(examples), subject.n_rows).sum(axis=2)
+    unit = subject.unit
+    values = [None if unit is None else example.example.columns.get(unit) for example in examples]
+    units: list[Hashable] = [i if value in (None, "") else (value,) for i, value in enumerate(values)]
+    rows = [plan.rows[heads] for heads in plan.targets]
+    own = effects[rows]
+    left_out = Counter({"not encoded": subject.n_not_encoded} if subject.n_not_encoded else {})
+    for i in np.flatnonzero(~np.isfinite(own).all(axis=0)).tolist():
+        left_out[subject.left_out.get(i, "nothing to measure")] += 1
+    if left_out.total() - subject.n_not_encoded == len(examples):
+        raise ConfigError(f"no example can be measured: {', '.join(left_out)}")
     evidence = weigh(
         effects,
-        [rows[heads] for heads in targets],
-        [[rows[c] for c in drawn] for drawn in sets],
+        rows,
+        [[plan.rows[heads] for heads in drawn] for drawn in plan.controls],
         units,
         is_distance=passes.measure.order == 2,
         seed=request.seed,
     )
-    own = effects[[rows[heads] for heads in targets]]
-    tokens = None
-    if passes.measure.by_token:
-        best = int(np.argmax(np.abs(evidence.effect - np.nan_to_num(evidence.control))))
-        tokens = _changed_tokens(passes, variants[rows[targets[best]]])
-    left_out = defaultdict(int, {"not encoded": len(skipped)} if skipped else {})
-    for i in np.flatnonzero(~np.isfinite(own).all(axis=0)):
-        reason = "nothing to measure"
-        if donors is not None and i not in donors:
-            reason = f"no other example of the same {'length' if request.action == 'resample' else request.pair + ' and length'}"
-        left_out[reason] += 1
-    if len(left_out) and sum(left_out.values()) - len(skipped) == len(examples):
-        raise ConfigError(f"no example can be measured: {', '.join(left_out)}")
-    return Intervention(
-        site, action.name, passes.measure.name, passes.measure.meaning, targets, own, evidence,
-        [example.example.id for example in examples], unit or "example", min((len(s) for s in sets), default=0),
-        dict(left_out), request.estimate, agreement, tuple(filter(None, [batch_check.note(type(loaded.model).__name__)])),
-        loaded.identity.to_dict(), request.seed, tokens,
+    has_layers = results.of_layers.shape[2] > 0
+    result = Intervention(
+        request, subject.site, passes.measure.name, passes.measure.meaning, plan.targets, own, evidence,
+        [example.example.id for example in examples], units, unit or "example",
+        min((len(drawn) for drawn in plan.controls), default=0), dict(left_out),
+        results.of_layers[rows] if has_layers else None, None, agreement, subject.notes,
+        subject.loaded.identity.to_dict(), subject.corpus,
     )  # fmt: skip
-
-
-def _changed_tokens(passes: Passes, variant: Variant) -> pd.DataFrame:
-    """Return the `N_TOKENS` tokens whose loss a variant raises most."""
-    changes = [
-        (float(change), index, position)
-        for index, of_example in passes.token_changes(variant)
-        for position, change in enumerate(of_example.tolist())
-    ]
-    largest = sorted(changes, key=lambda entry: (-entry[0], *entry[1:]))[:N_TOKENS]
-    rows: list[dict[str, Any]] = []
-    for change, index, position in largest:
-        example = passes.examples[index]
-        tokens = example.source if example.target is None else example.target
-        rows.append(
-            {
-                "example": index,
-                "id": example.example.id,
-                "position": position,
-                "token": tokens.text[position],
-                "change": change,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _find_donors(examples: Sequence[EncodedExample], request: Request) -> dict[int, int]:
-    """Return the example that gives what is patched into each example: another one with as many tokens.
-
-    Of a pair it is the other member; for `resample` the next example of the same length.
-    """
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for i, example in enumerate(examples):
-        lengths = len(example.source), 0 if example.target is None else len(example.target)
-        value = example.example.columns.get(request.pair)
-        if request.action == "resample":
-            groups[lengths].append(i)
-        elif value is not None and value != "":
-            groups[lengths, value].append(i)
-    if not groups:
-        raise ConfigError(f"no example has a value of {request.pair!r}; name the column of the pairs with --pair")
-    return {
-        i: group[(position + 1) % len(group)]
-        for group in groups.values()
-        if len(group) > 1
-        for position, i in enumerate(group)
-    }
-
-
-def _edges_of(
-    examples: Sequence[EncodedExample], sites: tuple[Site, ...], site: Site, expression: str
-) -> Callable[[int], Bool[np.ndarray, "query key"]]:
-    """Return a function that evaluates a pattern on an example."""
-    spec = TraceSpec(sites=sites, keep=_NO_TRACES, statistics=(), capture="interface")
-    segment = MemorySegment(spec, segment_tables(examples, spec.sequences), {})
-    pattern = Pattern.parse(expression)
-    tables = [segment.tokens(name) for name in (site.query_sequence, site.key_sequence)]
-    vocabulary = Vocabulary.of([tables[0]], [tables[1]], [segment.columns()])
-    pattern.check(vocabulary)
-    matcher = segment_matcher(segment, site, pattern, vocabulary)
-    starts = [table.token_offset for table in tables]
-
-    def edges(index: int) -> Bool[np.ndarray, "query key"]:
-        matches = matcher.example(index)
-        shape = [int(offset[index + 1] - offset[index]) for offset in starts]
-        result = np.zeros(shape, bool)
-        result[matches.query - starts[0][index], matches.key - starts[1][index]] = True
+    if not passes.measure.by_token or request.estimate:
         return result
+    return replace(result, tokens=_tokens(subject, result, results, rows))
 
-    return edges
 
-
-def _rank_correlation(first: Float64[np.ndarray, "n"], second: Float64[np.ndarray, "n"]) -> float:
-    """Return Spearman's rank correlation."""
-    ranks = [pd.Series(values).rank().to_numpy() for values in (first, second)]
-    return float(np.corrcoef(ranks)[0, 1])
+def _tokens(subject: Subject, result: Intervention, results: SweepResults, rows: Sequence[int]) -> pd.DataFrame:
+    """Return the tokens whose loss each intervention raises most."""
+    entries: list[dict[str, Any]] = []
+    for target in result.order:
+        row = rows[target]
+        for change, index, position in zip(
+            results.token_change[row].tolist(),
+            results.token_example[row].tolist(),
+            results.token_position[row].tolist(),
+            strict=True,
+        ):
+            if not np.isfinite(change):
+                continue
+            example = subject.examples[index]
+            tokens = example.source if example.target is None else example.target
+            entry = {"heads": result.names[target], "example": index, "id": example.example.id, "position": position}
+            entries.append({**entry, "token": tokens.text[position], "change": change})
+    return pd.DataFrame(entries, columns=result.tokens_table().columns)

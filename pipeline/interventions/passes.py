@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,14 +17,16 @@ from headatlas.store.schema.traces import Site
 
 from ..calls.attention_hook import capturing
 from ..calls.out_of_memory import is_out_of_memory, release_memory
+from ..capture.eager_outputs import EagerOutputs
 from ..capture.sites import ModelSites, run_model
 from ..corpora.examples import EncodedExample
 from ..tokens.batch_plan import BatchLimits, plan_batches
 from ..tokens.model_inputs import InputBuilder, ModelInputs
 from .actions import N_CLASSES, BatchContext, HeadCall, PositionClass, Recording, Variant
 from .editor import Editor, LayerIndex, Recorder
-from .measures import Measure
+from .measures.measure import Measure
 from .prefix import Prefix
+from .sweep_results import SweepResults
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,10 +49,10 @@ class HeadOutputs:
 
 @dataclass(frozen=True)
 class Passes:
-    """A model and a corpus, ready for passes.
+    """A model and examples, ready for passes.
 
     `donors` maps the index of an example to that of another one with as many tokens, for actions that need one.
-    `edges` returns the edges of a pattern in an example.
+    `edges` returns the edges of a pattern in an example, and `rows` its query tokens whose output is changed.
     """
 
     model: PreTrainedModel
@@ -62,6 +64,11 @@ class Passes:
     measure: Measure
     donors: Mapping[int, int] | None = None
     edges: Callable[[int], Bool[np.ndarray, "query key"]] | None = None
+    rows: Callable[[int], Bool[np.ndarray, "query"]] | None = None
+    left_out: frozenset[int] = frozenset()
+    """Examples that have no effect (NaN) because something is missing."""
+    eager: EagerOutputs | None = None
+    """Outputs of a model outside the attention interface; None for others."""
 
     def measure_heads(self, on_batch: OnBatch = lambda n_examples, n_variants: None) -> HeadOutputs:
         """Compute the mean output and the mean norm of every head. One forward pass over the corpus."""
@@ -73,8 +80,7 @@ class Passes:
             for indices in self._batches(range(len(self.examples))):
                 recorder = Recorder(layers)
                 inputs = self._inputs(indices)
-                with capturing(self.model, recorder):
-                    run_model(self.model, inputs.arguments)
+                self._forward(inputs, recorder)
                 context = self._context(indices, inputs, recorder.recording)
                 of_class = torch.stack([(context.position_class == c) & context.is_token for c in range(N_CLASSES)])
                 counts += of_class.sum(dim=(1, 2)).double().cpu()
@@ -88,6 +94,18 @@ class Passes:
         means = [(sums[layer] / divisor.to(sums[layer].device)).float() for layer in range(self.site.n_layers)]
         return HeadOutputs(means, norms / max(1.0, float(counts.sum())))
 
+    @property
+    def reuses_prefix(self) -> bool:
+        """True if passes can start at the first layer that they change."""
+        return self.eager is None and Prefix(self.model, self.sites, self.site.name).is_usable
+
+    def key_heads(self) -> list[int]:
+        """Return the number of key heads of each layer, from the calls of the first example."""
+        recorder = Recorder(LayerIndex(self.sites, self.site.name), with_calls=True)
+        with torch.no_grad():
+            self._forward(self._inputs([0]), recorder)
+        return [recorder.recording.calls[layer].key.shape[1] for layer in range(self.site.n_layers)]
+
     def run(
         self,
         variants: Sequence[Variant],
@@ -95,17 +113,36 @@ class Passes:
         *,
         reuse_prefix: bool = True,
     ) -> Float64[np.ndarray, "variant example"]:
-        """Run the model with each variant, and return its effect on each example.
+        """Run the model with each variant, and return its effect on each example. See `sweep`."""
+        results = SweepResults.empty(len(variants), len(self.examples))
+        self.sweep(variants, results, on_batch, reuse_prefix=reuse_prefix)
+        return results.effects
 
-        NaN for examples without a donor, if an action needs one, and for those of which nothing can be measured. With
-        `reuse_prefix` a pass starts at the first layer that its variants change.
+    def sweep(
+        self,
+        variants: Sequence[Variant],
+        results: SweepResults,
+        on_batch: OnBatch = lambda n_examples, n_variants: None,
+        on_results: Callable[[], None] = lambda: None,
+        *,
+        reuse_prefix: bool = True,
+    ) -> None:
+        """Run the model with each variant, and fill in what `results` lacks.
+
+        Effects are NaN for examples without a donor, if an action needs one, for those that are left out, and for those
+        of which nothing can be measured. With `reuse_prefix` a pass starts at the first layer that its variants change.
+        `on_results` is called after each pass. Equal variants form equal batches, so results that continue others equal
+        those of one run.
         """
-        layers, effects = LayerIndex(self.sites, self.site.name), np.full((len(variants), len(self.examples)), np.nan)
-        prefix = Prefix(self.model, self.sites, self.site.name) if reuse_prefix else None
+        layers = LayerIndex(self.sites, self.site.name)
+        prefix = Prefix(self.model, self.sites, self.site.name) if reuse_prefix and self.eager is None else None
         order = sorted(range(len(variants)), key=lambda v: variants[v].first_layer)
         with torch.no_grad():
             n_of_layer = max(Counter(variant.first_layer for variant in variants).values(), default=1)
-            for indices in self._batches(self._usable(variants), n_of_layer):
+            for indices in self._batches(self.usable(variants), n_of_layer):
+                if results.is_done[:, indices].all():
+                    on_batch(len(indices), len(variants) + 1)
+                    continue
                 inputs, context, before = self._without(indices, layers, prefix, variants)
                 on_batch(len(indices), 1)
                 n_together = self._n_variants(inputs)
@@ -114,40 +151,17 @@ class Passes:
                     first_layer = variants[order[start]].first_layer
                     group = [v for v in order[start : start + n_together] if variants[v].first_layer == first_layer]
                     try:
-                        effects[np.ix_(group, indices)] = self._effects(
-                            inputs, context, [variants[v] for v in group], before, layers, prefix
-                        )
+                        if not results.is_done[np.ix_(group, indices)].all():
+                            self._effects(inputs, context, variants, group, before, layers, prefix, results)
                     except Exception as error:
                         if len(group) == 1 or not is_out_of_memory(error):
                             raise
                         n_together = len(group) // 2
                         release_memory(self.model.device)
                         continue
+                    on_results()
                     on_batch(len(indices), len(group))
                     start += len(group)
-        return effects
-
-    def token_changes(self, variant: Variant) -> Iterator[tuple[int, Float[np.ndarray, "token"]]]:
-        """Yield the change of the measure at each token of each example, by the index of the example.
-
-        The loss of a token stands at its own position; the first token has none. Nothing is yielded if the measure has no
-        number for single tokens.
-        """
-        layers, prefix = LayerIndex(self.sites, self.site.name), Prefix(self.model, self.sites, self.site.name)
-        with torch.no_grad():
-            for indices in self._batches(self._usable([variant])):
-                inputs, context, before = self._without(indices, layers, prefix, [variant])
-                if not self.measure.by_token:
-                    return
-                after = self._read(inputs, context, [variant], layers, prefix)
-                changes = (after - before).float().cpu().numpy()
-                n_tokens = inputs.arguments["decoder_input_ids" if self._is_two_sided(inputs) else "input_ids"].shape[1]
-                for row, index in enumerate(indices):
-                    tokens = self.examples[index].target if self._is_two_sided(inputs) else self.examples[index].source
-                    assert tokens is not None
-                    padded = np.zeros(n_tokens, np.float32)
-                    padded[n_tokens - changes.shape[1] :] = changes[row]
-                    yield index, padded[: len(tokens)]
 
     def estimate(
         self, variants: Sequence[Variant], on_batch: OnBatch = lambda n_examples, n_variants: None, *, seed: int = 0
@@ -159,17 +173,18 @@ class Passes:
         """
         layers, effects = LayerIndex(self.sites, self.site.name), np.full((len(variants), len(self.examples)), np.nan)
         generator = torch.Generator(self.model.device).manual_seed(seed)
-        for indices in self._batches(self._usable(variants)):
+        for indices in self._batches(self.usable(variants)):
             inputs = self._inputs(indices)
             prober = Recorder(layers, with_calls=True, with_gradients=True)
-            with capturing(self.model, prober), torch.enable_grad():
-                output = run_model(self.model, inputs.arguments)
+            with torch.enable_grad():
+                output = self._forward(inputs, prober)
                 directions = self.measure.directions(output, inputs, generator)
             recording = prober.recording
             context = self._context(indices, inputs, recording, self._donor(indices, layers, variants))
             with torch.no_grad():
                 reading = self.measure.read(output, inputs)
-                nothing = self.measure.effect(reading, reading, inputs)  # NaN where nothing can be measured
+                # NaN where nothing can be measured
+                nothing = _first_part(self.measure.effect(reading, reading, inputs))
             offsets = dict(sorted(recording.offsets.items()))
             derivatives = [
                 torch.autograd.grad(
@@ -202,10 +217,14 @@ class Passes:
         for batch in plan_batches({name: np.asarray(values) for name, values in sides.items()}, limits):
             yield [indices[i] for i in batch.examples]
 
-    def _usable(self, variants: Sequence[Variant]) -> list[int]:
+    def usable(self, variants: Sequence[Variant]) -> list[int]:
         """Return the indices of the examples that have what the actions need."""
         needs_donor = any(edit.action.needs_donor for variant in variants for edit in variant.edits)
-        return [i for i in range(len(self.examples)) if not needs_donor or (self.donors and i in self.donors)]
+        return [
+            i
+            for i in range(len(self.examples))
+            if i not in self.left_out and (not needs_donor or (self.donors and i in self.donors))
+        ]
 
     def _inputs(self, indices: Sequence[int]) -> ModelInputs:
         examples = [self.examples[i] for i in indices]
@@ -217,8 +236,8 @@ class Passes:
             return None
         assert self.donors is not None, "only examples with a donor are in a batch"
         recorder = Recorder(layers, with_calls=True)
-        with torch.no_grad(), capturing(self.model, recorder):
-            run_model(self.model, self._inputs([self.donors[i] for i in indices]).arguments)
+        with torch.no_grad():
+            self._forward(self._inputs([self.donors[i] for i in indices]), recorder)
         return recorder.recording
 
     def _without(
@@ -226,40 +245,50 @@ class Passes:
     ) -> tuple[ModelInputs, BatchContext, Tensor]:
         """Run a batch without intervention. Return its inputs, its context and the reading of the measure."""
         inputs = self._inputs(indices)
-        with capturing(self.model, Editor(layers, None, ())) if prefix is None else prefix.recording():
-            output = run_model(self.model, inputs.arguments)
+        with nullcontext() if prefix is None else prefix.recording():
+            output = self._forward(inputs, Editor(layers, None, ()) if prefix is None else prefix)
         context = self._context(indices, inputs, None, self._donor(indices, layers, variants))
         return inputs, context, self.measure.read(output, inputs)
+
+    def _forward(self, inputs: ModelInputs, receiver: Recorder | Editor | Prefix) -> Any:
+        """Run the model with a receiver of the heads' outputs, and return its output."""
+        if self.eager is not None:
+            assert not isinstance(receiver, Prefix), "passes of eager models are whole"
+            return self.eager.run(self.model, inputs.arguments, receiver, **self.measure.options)
+        with capturing(self.model, receiver):
+            return run_model(self.model, inputs.arguments, **self.measure.options)
 
     def _effects(
         self,
         inputs: ModelInputs,
         context: BatchContext,
         variants: Sequence[Variant],
+        group: Sequence[int],
         before: Tensor,
         layers: LayerIndex,
         prefix: Prefix | None,
-    ) -> Float64[np.ndarray, "variant example"]:
-        """Run some variants of a batch in one forward pass."""
-        n, together = len(variants), inputs.repeat(len(variants))
-        after = self._read(together, context, variants, layers, prefix)
+        results: SweepResults,
+    ) -> None:
+        """Run some variants of a batch in one forward pass, and add what they do to the results."""
+        n, first_layer = len(group), min(variants[v].first_layer for v in group)
+        together = inputs.repeat(n)
+        own = {} if prefix is None else {first_layer: prefix.heads(first_layer)}
+        with nullcontext() if prefix is None else prefix.starting_at(first_layer, n):
+            output = self._forward(together, Editor(layers, context, [variants[v] for v in group], own))
+        after = self.measure.read(output, together)
         before = before.repeat(n, *[1] * (before.dim() - 1))
-        return self.measure.effect(before, after, together).view(n, -1).double().cpu().numpy()
+        effect = self.measure.effect(before, after, together).double().cpu().numpy()
+        changes = None
+        if self.measure.by_token:
+            changes = (after - before).float().cpu().numpy().reshape(n, len(context.indices), -1)
+        results.add(
+            group, context.indices, effect.reshape(n, len(context.indices), -1), changes, self._lengths(context)
+        )
 
-    def _read(
-        self,
-        inputs: ModelInputs,
-        context: BatchContext,
-        variants: Sequence[Variant],
-        layers: LayerIndex,
-        prefix: Prefix | None,
-    ) -> Tensor:
-        """Run one forward pass in which the v-th block of rows has the v-th variant. Return the reading of the measure."""
-        n, first_layer = len(variants), min(variant.first_layer for variant in variants)
-        start = nullcontext() if prefix is None else prefix.starting_at(first_layer, n)
-        own = {first_layer: prefix.heads(first_layer)} if prefix is not None else {}
-        with capturing(self.model, Editor(layers, context, variants, own)), start:
-            return self.measure.read(run_model(self.model, inputs.arguments), inputs)
+    def _lengths(self, context: BatchContext) -> list[int]:
+        """Return the number of tokens of each example of a batch in the sequence that the model predicts."""
+        sides = [(self.examples[i].source, self.examples[i].target) for i in context.indices]
+        return [len(source if target is None else target) for source, target in sides]
 
     def _context(
         self, indices: Sequence[int], inputs: ModelInputs, own: Recording | None, donor: Recording | None = None
@@ -270,11 +299,14 @@ class Passes:
         position_class[:, 0] = int(PositionClass.FIRST)
         sides = [self.examples[i].source if sequence == "source" else self.examples[i].target for i in indices]
         lengths = torch.tensor([0 if side is None else len(side) for side in sides], device=special.device)
-        return BatchContext(indices, position_class, lengths, own, donor, self._edges_of(indices, special.shape[1]))
-
-    @staticmethod
-    def _is_two_sided(inputs: ModelInputs) -> bool:
-        return "decoder_input_ids" in inputs.arguments
+        edges, rows = self._edges_of(indices, special.shape[1]), None
+        if self.rows is not None:
+            padded = np.zeros(tuple(special.shape), bool)
+            for row, index in zip(padded, indices, strict=True):
+                of_example = self.rows(index)
+                row[: len(of_example)] = of_example
+            rows = torch.from_numpy(padded).to(special.device)
+        return BatchContext(indices, position_class, lengths, own, donor, edges, rows)
 
     def _edges_of(self, indices: Sequence[int], n_queries: int) -> Bool[Tensor, "batch query key"] | None:
         if self.edges is None:
@@ -287,7 +319,7 @@ class Passes:
 
     def _n_variants(self, inputs: ModelInputs) -> int:
         """Return the number of variants of a batch that run in one forward pass."""
-        n_tokens = sum(tensor.numel() for name, tensor in inputs.arguments.items() if name.endswith("input_ids"))
+        n_tokens = sum(tensor.numel() for tensor in inputs.special.values())
         limit = self.limits.max_tokens
         head = self.model.get_output_embeddings() if self.model.base_model is not self.model else None
         if head is not None:
@@ -295,15 +327,22 @@ class Passes:
         return max(1, limit // n_tokens)
 
 
+def _first_part(effect: Float[Tensor, "batch *part"]) -> Float[Tensor, "batch"]:
+    """Return the effect without its further columns, such as those of layers."""
+    return effect if effect.dim() == 1 else effect[:, 0]
+
+
 def _slopes(
-    variant: Variant, context: BatchContext, gradients: Mapping[int, Float[Tensor, "direction batch query head d_value"]]
+    variant: Variant,
+    context: BatchContext,
+    gradients: Mapping[int, Float[Tensor, "direction batch query head d_value"]],
 ) -> Float[Tensor, "direction batch"]:
     """Return the changes that the gradients predict for a variant."""
     assert context.own is not None, "the estimate records the pass"
     slopes = list[Tensor]()
     for edit in variant.edits:
         output = context.own.outputs[edit.layer][:, :, edit.head]
-        call = HeadCall(context.own.calls[edit.layer], edit.layer, edit.head, output, context)
-        change = edit.action.output(call) - output
+        call = HeadCall(context.own.calls.get(edit.layer), edit.layer, edit.head, output, context)
+        change = edit.output(call) - output
         slopes.append(torch.einsum("bqd,kbqd->kb", change, gradients[edit.layer][:, :, :, edit.head]))
     return torch.stack(slopes).sum(dim=0)

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..calls.attention_hook import capturing
-
 if TYPE_CHECKING:
     from jaxtyping import Float
     from transformers import PreTrainedModel
@@ -31,13 +29,12 @@ if TYPE_CHECKING:
 class Prefix:
     """The blocks of a model with what they gave in one pass. A block is an element of a `ModuleList` with attention.
 
-    While it records it receives the attention calls.
+    In the pass that it records it receives the attention calls.
     """
 
     def __init__(self, model: PreTrainedModel, sites: ModelSites, site: SiteName) -> None:
         modules = dict(model.named_modules())
         names = {call.module: _block_name(call.module, modules) for call in sites.calls}
-        self._model = model
         self._blocks = {name: modules[name] for name in dict.fromkeys(names.values()) if name}
         self._layer_of_module = {call.module: call.layer for call in sites.calls if call.site == site}
         self._block_of_layer = {call.layer: names[call.module] for call in sites.calls if call.site == site}
@@ -49,7 +46,8 @@ class Prefix:
         self._running: dict[str, list[tuple[nn.Module, Tensor]]] = {}
         self._before: dict[int, list[tuple[nn.Module, Tensor]]] = {}
         self._heads: dict[int, Float[Tensor, "batch query head d_value"]] = {}
-        self._is_usable = True
+        # no block may be left out if layers share modules, because their calls are counted from the first one
+        self.is_usable = len({call.module for call in sites.calls}) == len(sites.calls)
 
     def receive(self, call: AttentionCall) -> None:
         """Let the model compute the output of the heads."""
@@ -73,7 +71,7 @@ class Prefix:
 
         def keep_block(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
-                self._is_usable = self._is_usable and name not in self._outputs  # not if a block runs twice
+                self.is_usable = self.is_usable and name not in self._outputs  # not if a block runs twice
                 self._outputs[name] = output
 
             return hook
@@ -90,18 +88,17 @@ class Prefix:
                 stack.callback(block.register_forward_hook(keep_block(name)).remove)
                 for leaf in self._leaves[name]:
                     stack.callback(leaf.register_forward_hook(keep_leaf(name)).remove)
-            stack.enter_context(capturing(self._model, self))
             yield
 
     def heads(self, layer: int) -> Float[Tensor, "batch query head d_value"] | None:
         """Return the outputs of the heads of a layer in the recorded pass, or None if passes do not start there."""
-        return self._heads.get(layer) if self._is_usable else None
+        return self._heads.get(layer) if self.is_usable else None
 
     @contextmanager
     def starting_at(self, layer: int, n_copies: int) -> Iterator[None]:
         """Let what comes before the heads of a layer return its recorded outputs, for a batch of `n_copies` variants."""
         order, target = list(self._outputs), self._block_of_layer[layer]
-        can_skip = self._is_usable and target in order
+        can_skip = self.is_usable and target in order
         before = self._before[layer] if can_skip else []
         skipped = order[: order.index(target)] if can_skip else []
         replaced = [*((self._blocks[name], self._outputs[name]) for name in skipped), *before]
@@ -131,10 +128,12 @@ def _replay(module: nn.Module, outputs: list[Any], n_copies: int) -> Callable[..
 
 def _is_by_example(arguments: Any, output: Any) -> bool:
     """Return True if a module maps vectors of each token to vectors, so that its output can be repeated by example."""
-    given = arguments[0] if arguments else None
-    return all(
-        isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dim() >= 3 for tensor in (given, output)
-    ) and (given.shape[:2] == output.shape[:2])
+    vectors = [
+        tensor
+        for tensor in (*arguments[:1], output)
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dim() >= 3
+    ]
+    return len(vectors) == 2 and vectors[0].shape[:2] == vectors[1].shape[:2]
 
 
 def _block_name(module: str, modules: Mapping[str, nn.Module]) -> str:

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headatlas.store.errors import ConfigError, NotFoundError
+from headatlas.store.errors import ConfigError, NotFoundError, UnsupportedModelError
 from headatlas.store.queries.evidence.sampling_units import EXAMPLE, UNIT_COLUMNS
 from headatlas.store.schema.traces import Site
 
-from .actions import Action, Block, Mean, PatchAttention, PatchOutput, Scale, ScaleDimensions, Uniform, Zero
-from .controls import Heads
-from .measures import (
-    CandidateRatio,
-    Divergence,
-    EmbeddingChange,
-    LabelLogit,
-    MaskedLoss,
-    Measure,
-    NextTokenLoss,
-    candidate_ids,
-    default_measure,
-    mask_id_of,
+from ..corpora.examples import EncodedExample
+from ..models.position_limit import token_limit
+from .actions import (
+    Action,
+    Block,
+    Mean,
+    PatchAttention,
+    PatchOutput,
+    Scale,
+    ScaleDimensions,
+    ScaleEdges,
+    Uniform,
+    UniformEdges,
+    Zero,
 )
-from .passes import HeadOutputs
+from .controls import Heads
+from .measures.candidates import CandidateRows, Candidates, candidate_rows
+from .measures.hidden_states import EmbeddingChange
+from .measures.measure import Measure
+from .measures.predictions import Divergence, LabelLogit, MaskedLoss, NextTokenLoss, default_measure, mask_id_of
 
 if TYPE_CHECKING:
     from ..models.sources import LoadedModel
@@ -43,28 +48,35 @@ ACTIONS = (
     "patch-attention",
     "resample",
 )
+DONOR_ACTIONS = ("patch", "patch-attention", "resample")
+"""Actions that need another example."""
+EAGER_ACTIONS = ("zero", "mean", "scale", "patch", "resample")
+"""Actions on outputs alone, which work in models outside the attention interface."""
 MEASURES = ("loss", "masked-loss", "kl", "candidates", "label", "embedding")
+ACTION_NAMES = frozenset(action.partition(":")[0] for action in ACTIONS)
 MAX_FILE_BYTES = 64 << 20
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
 @dataclass(frozen=True)
 class Request:
-    """An intervention as a user asks for it: action, heads and measure.
-
-    `heads` are lists of heads that are changed together; None for every head alone. `donors` says which examples give
-    what is patched: those with the same value of `pair`, or any of the same length.
-    """
+    """An intervention as a user asks for it: heads, action and measure."""
 
     action: str = "zero"
     heads: str | None = None
+    """Heads such as ``3.1,5.8``, or a JSON file with them; None for every head."""
+    kv_groups: str | None = None
+    """Key heads such as ``3.0``, whose query heads are changed together; ``all`` for every one."""
     together: bool = False
     """True if all heads are changed at the same time."""
+    rows: str | None = None
+    """Pattern of the rows that are changed: those with at least one matching edge; None for all."""
+    edges: str | None = None
+    """Pattern of the edges that are changed."""
     measure: str | None = None
     candidates: tuple[str, ...] = ()
+    """One or two continuations; ``@COLUMN`` is the value of a column of the corpus."""
     label: str | None = None
-    edges: str | None = None
-    """Pattern whose edges are blocked."""
     site: str | None = None
     n_controls: int = 20
     unit: str | None = None
@@ -72,7 +84,66 @@ class Request:
     pair: str = "pair"
     """Column with the same value in both members of a pair, for the actions that patch."""
     seed: int = 0
-    only_plan: bool = False
+
+    def describe(self) -> str:
+        """Return the action with its patterns: ``block edges of induction``."""
+        edges = "" if self.edges is None else f" edges of {self.edges}"
+        return f"{self.action}{edges}" + ("" if self.rows is None else f" in rows of {self.rows}")
+
+
+def parse_targets(request: Request, site: Site, n_key_heads: Callable[[], Sequence[int]]) -> list[Heads]:
+    """Return the heads of each intervention of a request.
+
+    `n_key_heads` returns the number of key heads of each layer.
+
+    Raises
+    ------
+    ConfigError
+        The request names no heads, a head twice, or heads and groups.
+    NotFoundError
+        The site has no such head or key head.
+    """
+    if request.kv_groups is None:
+        if request.heads is None and not request.together:
+            return [((layer, head),) for layer in range(site.n_layers) for head in range(site.n_heads)]
+        if request.heads is None:
+            raise ConfigError("--together changes named heads at the same time; add --heads or --kv-groups")
+        return parse_heads(request.heads, site, together=request.together)
+    if request.heads is not None:
+        raise ConfigError("--heads and --kv-groups name the same thing in two ways; expected one of them")
+    groups = key_groups(site, n_key_heads())
+    if request.kv_groups == "all":
+        targets = list(groups.values())
+    else:
+        names = [name.strip() for name in request.kv_groups.split(",") if name.strip()]
+        targets = [_find_group(name, site, groups) for name in dict.fromkeys(names)]
+        if not targets or len(targets) < len(names):
+            raise ConfigError(f"--kv-groups is {request.kv_groups!r}; expected key heads such as 3.0,5.1, each once")
+    return [tuple(sorted(head for heads in targets for head in heads))] if request.together else targets
+
+
+def key_groups(site: Site, n_key_heads: Sequence[int]) -> dict[tuple[int, int], Heads]:
+    """Return the query heads of each key head, by (index on the layer axis, key head)."""
+    return {
+        (layer, group): tuple((layer, head) for head in range(site.n_heads) if head * n // site.n_heads == group)
+        for layer, n in enumerate(n_key_heads)
+        for group in range(n)
+    }
+
+
+def _find_group(name: str, site: Site, groups: Mapping[tuple[int, int], Heads]) -> Heads:
+    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", name)
+    if match is None:
+        raise ConfigError(f"the key head is {name[:40]!r}; expected LAYER.KEY_HEAD, such as 4.1, or all")
+    layer, group = int(match[1]), int(match[2])
+    heads = groups.get((site.layers.index(layer), group)) if layer in site.layers else None
+    if heads is None:
+        n = sum(index == 0 for index, _ in groups)
+        raise NotFoundError(
+            f"the {site.name} site has no key head {name}; it has layers {site.layers[0]} to {site.layers[-1]}, and "
+            f"{n} key heads in the first one"
+        )
+    return heads
 
 
 def parse_heads(text: str, site: Site, *, together: bool) -> list[Heads]:
@@ -127,8 +198,25 @@ def _find_head(name: str, site: Site) -> tuple[int, int]:
     return site.layers.index(layer), head
 
 
-def parse_action(request: Request, site: Site, outputs: HeadOutputs) -> Action:
-    """Return the action of a request.
+def check_eager_request(request: Request, reason: str) -> None:
+    """Check that a request can be fulfilled in a model outside the attention interface.
+
+    Raises
+    ------
+    UnsupportedModelError
+        It needs the query, key or mask of the model.
+    """
+    name = request.action.partition(":")[0]
+    beside = "--edges" if request.edges is not None else "--kv-groups" if request.kv_groups is not None else None
+    if name in ACTION_NAMES and (name not in EAGER_ACTIONS or beside):
+        raise UnsupportedModelError(
+            f"{reason} Only the outputs of its heads can be changed ({', '.join(EAGER_ACTIONS)}, also with --rows), so "
+            f"{beside or name} is not available."
+        )
+
+
+def parse_action(request: Request, site: Site) -> Action:
+    """Return the action of a request; that of `mean` is still without means.
 
     Raises
     ------
@@ -139,17 +227,21 @@ def parse_action(request: Request, site: Site, outputs: HeadOutputs) -> Action:
     simple: dict[str, type[Zero | Uniform | PatchOutput | PatchAttention]] = {
         "zero": Zero, "uniform": Uniform, "patch": PatchOutput, "patch-attention": PatchAttention, "resample": PatchOutput,
     }  # fmt: skip
-    if request.edges is not None and name != "block":
-        raise ConfigError(f"--edges names edges to block, but the action is {request.action}; expected block")
+    if request.edges is not None:
+        if name in ("zero", "scale") and re.fullmatch(_NUMBER if name == "scale" else "", argument):
+            return ScaleEdges(float(argument or 0))
+        if request.action in ("uniform", "block"):
+            return UniformEdges() if name == "uniform" else Block()
+        raise ConfigError(
+            f"--edges names edges to change, and the action is {request.action}; expected block, zero, scale:FACTOR or uniform"
+        )
     if not argument:
         if name in simple:
             return simple[name](name)
         if name == "mean":
-            return Mean(outputs.means)
+            return Mean(())
         if name == "block":
-            if request.edges is None:
-                raise ConfigError("block needs the edges; add --edges PATTERN, such as --edges 'key.id == query.id'")
-            return Block()
+            raise ConfigError("block needs the edges; add --edges PATTERN, such as --edges 'key.id == query.id'")
     if name == "scale" and re.fullmatch(_NUMBER, argument):
         return Scale(float(argument))
     if name == "dimensions" and (match := re.fullmatch(rf"(\d+(?:,\d+)*):({_NUMBER})", argument)):
@@ -160,8 +252,10 @@ def parse_action(request: Request, site: Site, outputs: HeadOutputs) -> Action:
     raise ConfigError(f"the action is {request.action!r}; expected {', '.join(ACTIONS)}")
 
 
-def parse_measure(request: Request, loaded: LoadedModel) -> Measure:
-    """Return the measure of a request, or that of the model's output head.
+def parse_measure(
+    request: Request, loaded: LoadedModel, examples: Sequence[EncodedExample]
+) -> tuple[Measure, CandidateRows]:
+    """Return the measure of a request, or that of the model's output head, and the examples that the model runs on.
 
     Raises
     ------
@@ -170,8 +264,9 @@ def parse_measure(request: Request, loaded: LoadedModel) -> Measure:
     """
     name = request.measure or ("candidates" if request.candidates else "label" if request.label else "")
     model, tokenizer, kind = loaded.model, loaded.tokenizer, type(loaded.model).__name__
+    rows = CandidateRows(list(examples))
     if not name:
-        return default_measure(model, tokenizer)
+        return default_measure(model, tokenizer), rows
     if name not in MEASURES:
         raise ConfigError(f"the measure is {name!r}; expected {', '.join(MEASURES)}")
     is_masked = "MaskedLM" in kind or "PreTraining" in kind
@@ -188,18 +283,19 @@ def parse_measure(request: Request, loaded: LoadedModel) -> Measure:
     if not fits:
         raise ConfigError(f"the measure {name} needs {expected}; this model is loaded as {kind}")
     if name == "candidates":
-        assert tokenizer is not None
-        return CandidateRatio(
-            candidate_ids(tokenizer, request.candidates), mask_id_of(tokenizer) if is_masked else None
-        )
+        assert tokenizer is not None, "a language model has a tokenizer"
+        mask_id = mask_id_of(tokenizer) if is_masked else None
+        limit = token_limit(model, tokenizer).positions
+        rows = candidate_rows(examples, request.candidates, tokenizer, mask_id, limit)
+        return Candidates(rows.terms), rows
     if name == "label":
         labels = {str(label): int(i) for i, label in (model.config.id2label or {}).items()}
         if request.label not in labels:
             raise ConfigError(f"the label is {request.label!r}; the classifier has {', '.join(map(repr, labels))}")
-        return LabelLogit(labels[request.label])
+        return LabelLogit(labels[request.label]), rows
     if name == "masked-loss":
-        return MaskedLoss(mask_id_of(tokenizer), request.seed)
-    return {"loss": NextTokenLoss, "kl": Divergence, "embedding": EmbeddingChange}[name]()
+        return MaskedLoss(mask_id_of(tokenizer), request.seed), rows
+    return {"loss": NextTokenLoss, "kl": Divergence, "embedding": EmbeddingChange}[name](), rows
 
 
 def unit_of(columns: Mapping[str, Sequence[object]], requested: str | None) -> str | None:

@@ -40,6 +40,8 @@ class ModelInputs:
     special: dict[str, Bool[Tensor, "batch token"]]
     labels: Int64[Tensor, "batch token"] | None = None
     """Ids of masked tokens, -100 elsewhere; None if none are masked."""
+    terms: Int64[Tensor, "batch term 3"] | None = None
+    """Predictions to read: position, id of the token, sign (0 for none); None if all are read."""
 
     def repeat(self, n: int) -> ModelInputs:
         """Return the inputs of the same examples, `n` times one after the other."""
@@ -51,6 +53,7 @@ class ModelInputs:
             {name: repeat(tensor) for name, tensor in self.arguments.items()},
             {name: repeat(tensor) for name, tensor in self.special.items()},
             None if self.labels is None else repeat(self.labels),
+            None if self.terms is None else repeat(self.terms),
         )
 
 

@@ -8,6 +8,7 @@ subfolder       holds
 ``statistics``  statistics computed from stores, one file a snapshot and statistic
 ``gguf``        models rebuilt from GGUF files, about 4 bytes a parameter
 ``objects``     files of stores that were read from URLs; only if the variable is set, or `open_store` is given a folder
+``sweeps``      unfinished sweeps of ``headatlas intervene``, removed when they are finished
 ==============  ==================================================================================================
 
 Every subfolder may be deleted at any time; what is needed again is computed or fetched again.
@@ -19,7 +20,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-CacheKind = Literal["statistics", "gguf", "objects"]
+CacheKind = Literal["statistics", "gguf", "objects", "sweeps"]
 
 VARIABLE = "HEADATLAS_CACHE_DIR"
 

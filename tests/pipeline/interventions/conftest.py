@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from headatlas.pipeline.capture.eager import find_sites
+from headatlas.pipeline.capture.eager_outputs import find_eager_outputs
 from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample, TokenSequence
 from headatlas.pipeline.interventions.passes import Passes
 from headatlas.pipeline.tokens.batch_plan import BatchLimits
@@ -37,15 +38,22 @@ def make_passes(model, measure, lengths: Sequence[int] = (7, 5, 7, 4), site=None
         )
     builder = InputBuilder(model, None)
     sites = find_sites(model, builder.build_probe(examples[0]))
+    chosen = sites.site(site) if site else sites.sites[0]
+    eager = None
+    if sites.capture == "eager":
+        probe = {name: tensor.repeat(2, 1) for name, tensor in builder.build_probe(examples[0], 5, 4).items()}
+        probe["input_ids"][1] += 1
+        eager = find_eager_outputs(model, sites, chosen.name, probe)
     return Passes(
         model,
         sites,
-        sites.site(site) if site else sites.sites[0],
+        chosen,
         builder,
         examples,
         BatchLimits(max_tokens=max_tokens),
         measure,
         donors={0: 2, 2: 0},
+        eager=eager,
     )
 
 
@@ -53,3 +61,9 @@ def make_passes(model, measure, lengths: Sequence[int] = (7, 5, 7, 4), site=None
 def make_passes_fixture():
     """Function that gives a model a few random texts."""
     return make_passes
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """Keep unfinished sweeps of a test in its own folder."""
+    monkeypatch.setenv("HEADATLAS_CACHE_DIR", str(tmp_path / "cache"))

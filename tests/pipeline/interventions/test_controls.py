@@ -12,7 +12,8 @@ import transformers
 
 from headatlas.pipeline.interventions.actions import Edit, Variant, Zero
 from headatlas.pipeline.interventions.controls import control_sets, nearest_heads, sign_flip, unit_means, weigh
-from headatlas.pipeline.interventions.measures import EmbeddingChange, NextTokenLoss
+from headatlas.pipeline.interventions.measures.hidden_states import EmbeddingChange
+from headatlas.pipeline.interventions.measures.predictions import NextTokenLoss
 
 
 def test_nearest_heads_are_those_of_the_layer_first():

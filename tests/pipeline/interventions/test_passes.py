@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
-from headatlas.pipeline.capture.sites import run_model
 from headatlas.pipeline.interventions import passes as module
 from headatlas.pipeline.interventions.actions import (
     Action,
@@ -28,12 +25,12 @@ from headatlas.pipeline.interventions.actions import (
     Variant,
     Zero,
 )
-from headatlas.pipeline.interventions.measures import Divergence, EmbeddingChange, NextTokenLoss
+from headatlas.pipeline.interventions.measures.hidden_states import EmbeddingChange
+from headatlas.pipeline.interventions.measures.predictions import Divergence, NextTokenLoss
 from headatlas.pipeline.interventions.passes import Passes
-from headatlas.pipeline.models.attention_implementation import implementation
+from tests.pipeline.interventions.slow_attention import SlowHead, own, slow_reading
 
 SHAPES = {"bert": None, "gpt2": None, "llama": None, "gemma3": None, "t5": "cross"}
-SLOW = "slow_reference"
 
 
 def build(name: str, model_of):
@@ -42,75 +39,6 @@ def build(name: str, model_of):
         torch.manual_seed(0)
         return transformers.Gemma3ForCausalLM(text_model.config).eval()
     return model_of(name, head=name != "bert")
-
-
-@dataclass
-class SlowAttention:
-    """Attention of one example, head by head and row by row, in float64, with one head changed."""
-
-    module: object
-    head: int
-    change: Callable[[SlowHead], np.ndarray]
-
-    def __call__(self, module, query, key, value, attention_mask, scaling=None, dropout=0.0, **options):
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        bias, softcap = options.get("position_bias"), options.get("softcap")
-        n_heads, n_groups = query.shape[1], query.shape[1] // key.shape[1]
-        output = torch.zeros(1, query.shape[2], n_heads, value.shape[3])
-        for head in range(n_heads):
-            q, k, v = (
-                x.double().numpy() for x in (query[0, head], key[0, head // n_groups], value[0, head // n_groups])
-            )
-            shown = np.ones((len(q), len(k)), bool)
-            if attention_mask is not None:
-                mask = attention_mask[0, min(head, attention_mask.shape[1] - 1)]
-                shown = (mask if mask.dtype == torch.bool else mask > -1e30).numpy()
-            added = np.zeros(shown.shape) if bias is None else bias[0, head].double().numpy()
-            slow = SlowHead(q, k, v, shown, added, scaling, softcap)
-            result = self.change(slow) if module is self.module and head == self.head else slow.output(slow.weights())
-            output[0, :, head] = torch.from_numpy(np.asarray(result)).float()
-        return output, None
-
-
-@dataclass
-class SlowHead:
-    query: np.ndarray
-    key: np.ndarray
-    value: np.ndarray
-    shown: np.ndarray
-    bias: np.ndarray
-    scaling: float
-    softcap: float | None
-
-    def weights(self, factor: np.ndarray | float = 1.0, hidden: np.ndarray | None = None) -> np.ndarray:
-        weights = np.zeros(self.shown.shape)
-        for row in range(len(weights)):
-            keys = np.flatnonzero(self.shown[row] if hidden is None else self.shown[row] & ~hidden[row])
-            scores = np.array([float(np.sum(self.query[row] * self.key[k] * factor)) * self.scaling for k in keys])
-            scores = scores if self.softcap is None else np.tanh(scores / self.softcap) * self.softcap
-            scores = scores + self.bias[row, keys]
-            if len(keys):
-                weights[row, keys] = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
-        return weights
-
-    def output(self, weights: np.ndarray) -> np.ndarray:
-        return weights @ self.value
-
-
-def slow_reading(passes: Passes, index: int, layer: int, head: int, change) -> tuple[torch.Tensor, object]:
-    """Run one example alone with `SlowAttention`."""
-    call = next(c for c in passes.sites.calls if c.site == passes.site.name and c.layer == layer)
-    slow = SlowAttention(passes.model.get_submodule(call.module), head, change)
-    AttentionInterface.register(SLOW, slow)
-    AttentionMaskInterface.register(SLOW, eager_mask)
-    inputs = passes.builder.build([passes.examples[index]])
-    with torch.no_grad(), implementation(passes.model, SLOW):
-        output = run_model(passes.model, inputs.arguments)
-        return passes.measure.read(output, inputs), inputs
-
-
-def own(slow: SlowHead) -> np.ndarray:
-    return slow.output(slow.weights())
 
 
 def factors(slow: SlowHead) -> np.ndarray:
@@ -159,7 +87,7 @@ def test_an_action_equals_a_slow_computation(make_passes, model_of, name, change
             before, inputs = slow_reading(passes, index, layer, head, own)
             after, _ = slow_reading(passes, index, layer, head, slow_change)
             expected = passes.measure.effect(before, after, inputs)
-            assert effects[row, index] == pytest.approx(float(expected), abs=1e-5)
+            assert effects[row, index] == pytest.approx(float(expected.flatten()[0]), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -184,7 +112,9 @@ def test_patching_equals_a_slow_computation(make_passes, model_of, name):
     ):
         effects = passes.run([Variant((Edit(layer, head, action),))])
         after, _ = slow_reading(passes, 0, layer, head, change)
-        assert effects[0, 0] == pytest.approx(float(passes.measure.effect(before, after, inputs)), abs=1e-5)
+        assert effects[0, 0] == pytest.approx(
+            float(passes.measure.effect(before, after, inputs).flatten()[0]), abs=1e-5
+        )
         assert np.isnan(effects[0, [1, 3]]).all()
 
 

@@ -1,12 +1,7 @@
-"""Effects of an intervention: what a model predicts with it, compared with what it predicts without.
-
-A measure reads from the output of a forward pass what it needs, and compares two readings. Each example has one number,
-so that intervals and tests can be over examples.
-"""
+"""Measures of predictions over the vocabulary or over labels, and the measure that fits a model's output head."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,51 +14,16 @@ from torch import Tensor
 
 from headatlas.store.errors import ConfigError
 
-from ..corpora.examples import EncodedExample
-from ..tokens.model_inputs import ModelInputs
+from ...corpora.examples import EncodedExample
+from ...tokens.model_inputs import ModelInputs
+from .hidden_states import EmbeddingChange
+from .measure import N_DIRECTIONS, Measure, decoded_ids, decoded_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MASKED_SHARE = 0.15
 """Share of the tokens of an example that the measure of masked models hides, at least one."""
-N_DIRECTIONS = 2
-"""Number of random directions of the prediction from which a distance is estimated."""
-
-
-class Measure(ABC):
-    """A measure of predictions."""
-
-    name: ClassVar[str]
-    """Word on the command line."""
-    meaning: ClassVar[str]
-    """Meaning of the number of an example, with its unit."""
-    order: ClassVar[int] = 1
-    """1 if the effect grows with a small change, 2 if it grows with its square, as a distance does."""
-
-    by_token: ClassVar[bool] = False
-    """True if a reading has a number for each token whose mean is the effect; the last ones of a sequence."""
-
-    def prepare(self, inputs: ModelInputs, examples: Sequence[EncodedExample], indices: Sequence[int]) -> ModelInputs:
-        """Return the inputs that the model runs on."""
-        return inputs
-
-    @abstractmethod
-    def read(self, output: Any, inputs: ModelInputs) -> Tensor:
-        """Return what is kept of the output, ``[batch, ...]``."""
-
-    @abstractmethod
-    def effect(self, before: Tensor, after: Tensor, inputs: ModelInputs) -> Float[Tensor, "batch"]:
-        """Return the effect on each example, from the readings without and with the intervention. NaN if it has none."""
-
-    def directions(self, output: Any, inputs: ModelInputs, generator: torch.Generator) -> list[Float[Tensor, "batch"]]:
-        """Return numbers whose gradients predict the effect of a small change of the prediction.
-
-        Of order 1 there is one, the effect itself. Of order 2 the effect is half of the mean square of the changes of
-        these numbers.
-        """
-        reading = self.read(output, inputs)
-        return [self.effect(reading.detach(), reading, inputs)]
 
 
 @dataclass(frozen=True)
@@ -76,14 +36,14 @@ class NextTokenLoss(Measure):
 
     def read(self, output: Any, inputs: ModelInputs) -> Float[Tensor, "batch predicted"]:
         """Return the loss of each token that is predicted: all but the first. Zero for padding."""
-        ids, mask = _decoded(inputs)
+        ids, mask = decoded_ids(inputs), decoded_mask(inputs)
         logits = output.logits[:, :-1]
         loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
         return loss.view(len(ids), -1) * mask[:, 1:]
 
     def effect(self, before: Tensor, after: Tensor, inputs: ModelInputs) -> Float[Tensor, "batch"]:
         """Return the mean change over the predicted tokens."""
-        n_predicted = _decoded(inputs)[1][:, 1:].sum(dim=-1)
+        n_predicted = decoded_mask(inputs)[:, 1:].sum(dim=-1)
         return (after - before).sum(dim=-1) / torch.where(n_predicted > 0, n_predicted, torch.nan)
 
 
@@ -144,7 +104,7 @@ class Divergence(Measure):
         divergence = (before.exp() * (before - after)).sum(dim=-1)
         if divergence.dim() == 1:
             return divergence
-        mask = _decoded(inputs)[1]
+        mask = decoded_mask(inputs)
         return (divergence * mask).sum(dim=-1) / mask.sum(dim=-1)
 
     def directions(self, output: Any, inputs: ModelInputs, generator: torch.Generator) -> list[Float[Tensor, "batch"]]:
@@ -155,40 +115,10 @@ class Divergence(Measure):
             drawn = torch.multinomial(probability, 1, generator=generator).view(*logarithm.shape[:-1], 1)
             of_drawn = logarithm.gather(-1, drawn)[..., 0]
             if of_drawn.dim() == 2:
-                mask = _decoded(inputs)[1]
+                mask = decoded_mask(inputs)
                 of_drawn = (of_drawn * mask).sum(dim=-1) / mask.sum(dim=-1).sqrt()
             numbers.append(of_drawn)
         return numbers
-
-
-@dataclass(frozen=True)
-class CandidateRatio(Measure):
-    """Change of the log-ratio of two continuations: log P(first) − log P(second) of the token that follows the text.
-
-    A masked model predicts them in place of the mask token in the text.
-    """
-
-    ids: tuple[int, int]
-    mask_id: int | None = None
-    name: ClassVar[str] = "candidates"
-    meaning: ClassVar[str] = "change of log P(first candidate) − log P(second candidate), nats"
-
-    def read(self, output: Any, inputs: ModelInputs) -> Float[Tensor, "batch"]:
-        """Return the log-ratio of each example; NaN if a masked model finds no mask token, or more than one."""
-        ids, mask = _decoded(inputs)
-        rows = torch.arange(len(ids), device=ids.device)
-        if self.mask_id is None:
-            logits = output.logits[rows, mask.sum(dim=-1) - 1]
-        else:
-            is_masked = (ids == self.mask_id) & mask.bool()
-            logits = output.logits[rows, is_masked.int().argmax(dim=-1)]
-            logits = torch.where(is_masked.sum(dim=-1, keepdim=True) == 1, logits, torch.nan)
-        first, second = self.ids
-        return (logits[:, first] - logits[:, second]).float()
-
-    def effect(self, before: Tensor, after: Tensor, inputs: ModelInputs) -> Float[Tensor, "batch"]:
-        """Return the change."""
-        return after - before
 
 
 @dataclass(frozen=True)
@@ -208,65 +138,9 @@ class LabelLogit(Measure):
         return after - before
 
 
-@dataclass(frozen=True)
-class EmbeddingChange(Measure):
-    """Change of a text's embedding: 1 − cosine of the mean hidden state of its tokens with and without the intervention."""
-
-    name: ClassVar[str] = "embedding"
-    order: ClassVar[int] = 2
-    meaning: ClassVar[str] = "1 − cosine of the mean-pooled embedding with and without the intervention"
-
-    def read(self, output: Any, inputs: ModelInputs) -> Float[Tensor, "batch hidden"]:
-        """Return the mean hidden state of the last layer over the tokens of each example."""
-        mask = _decoded(inputs)[1][..., None]
-        return (output.last_hidden_state.float() * mask).sum(dim=1) / mask.sum(dim=1)
-
-    def effect(self, before: Tensor, after: Tensor, inputs: ModelInputs) -> Float[Tensor, "batch"]:
-        """Return 1 − cosine, at least 0."""
-        # of unit vectors 1 − cosine is half their squared distance, which keeps small changes exact
-        difference = F.normalize(after, dim=-1) - F.normalize(before, dim=-1)
-        return difference.square().sum(dim=-1) / 2
-
-    def directions(self, output: Any, inputs: ModelInputs, generator: torch.Generator) -> list[Float[Tensor, "batch"]]:
-        """Return projections of the unit embedding on random directions."""
-        unit = F.normalize(self.read(output, inputs), dim=-1)
-        drawn = torch.randn((N_DIRECTIONS, 1, unit.shape[1]), generator=generator, device=unit.device)
-        return list((unit * drawn).sum(dim=-1))
-
-
-def _decoded(inputs: ModelInputs) -> tuple[Int64[Tensor, "batch token"], Int64[Tensor, "batch token"]]:
-    """Return ids and mask of the sequence whose tokens the model predicts."""
-    prefix = "decoder_" if "decoder_input_ids" in inputs.arguments else ""
-    return inputs.arguments[f"{prefix}input_ids"], inputs.arguments[f"{prefix}attention_mask"]
-
-
 def _labels(inputs: ModelInputs) -> Int64[Tensor, "batch token"]:
     assert inputs.labels is not None, "the measure prepared these inputs"
     return inputs.labels
-
-
-def candidate_ids(tokenizer: PreTrainedTokenizerBase, candidates: Sequence[str]) -> tuple[int, int]:
-    """Return the ids of two continuations, each of one token.
-
-    Raises
-    ------
-    ConfigError
-        There are not two, or one is not a single token of the model.
-    """
-    if len(candidates) != 2:
-        raise ConfigError(f"there are {len(candidates)} candidates; expected two, such as he,she")
-    ids: list[int] = []
-    for text in candidates:
-        # a word after a text begins with a space in the vocabularies that write it
-        encodings = [tokenizer.encode(variant, add_special_tokens=False) for variant in (f" {text}", text)]
-        single = next((encoding[0] for encoding in encodings if len(encoding) == 1), None)
-        if single is None or single == tokenizer.unk_token_id:
-            pieces = tokenizer.convert_ids_to_tokens(encodings[0])
-            raise ConfigError(
-                f"the candidate {text!r} is {' '.join(pieces)} for this model; expected a single token of its vocabulary"
-            )
-        ids.append(int(single))
-    return ids[0], ids[1]
 
 
 def default_measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Measure:
