@@ -15,7 +15,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help gpu-check demo test test-long quick lint types bench bench-capture bench-search bench-viewer check-definitions docs models compat dist screenshots constraints clean again
+.PHONY: help gpu-check demo test test-long quick lint types bench bench-capture bench-search bench-viewer check-definitions docs models tutorials compat dist screenshots constraints clean again
 
 help:  ## print this list
 	@echo "headatlas: make TARGET"
@@ -71,6 +71,9 @@ docs: .venv/.dev  ## generate docs/cli.md, docs/patterns.md with its pictures, a
 
 models: .venv/.dev  ## generate docs/models.md: capture a small model of every architecture, compare it with eager attention
 	$(PY) -m tools.models_page docs/models.md
+
+tutorials: .venv/.dev  ## run the commands of docs/tutorials, and write their numbers and pictures into the pages (ARGS=bias: one page)
+	$(PY) -m tools.tutorials $(ARGS)
 
 compat: .venv/.dev  ## run the tests with the newest and with the lowest versions of the dependencies: make compat PYTHON=python3.13
 	tools/compat.sh newest

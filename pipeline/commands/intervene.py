@@ -168,7 +168,7 @@ def intervene(
     )  # fmt: skip
     if out is not None:
         check_out(out)
-    with _display(quiet) as (say, show_progress):
+    with display(quiet) as (say, show_progress):
         if plan:
             say(Stage(str(plan_intervention(job, request, say))))
             return
@@ -184,7 +184,9 @@ def intervene(
 
 
 @contextmanager
-def _display(quiet: bool) -> Iterator[tuple[Callable[[Event], None], Callable[[int, int], None]]]:
+def display(
+    quiet: bool, *, after_interrupt: str = "the same command continues where it was"
+) -> Iterator[tuple[Callable[[Event], None], Callable[[int, int], None]]]:
     """Yield functions that show events and progress: a bar with the remaining time on a terminal, lines otherwise."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -212,7 +214,7 @@ def _display(quiet: bool) -> Iterator[tuple[Callable[[Event], None], Callable[[i
         with progress:
             yield say, show_progress
     except KeyboardInterrupt:
-        print("\nheadatlas: interrupted; the same command continues where it was.", file=sys.stderr)
+        print(f"\nheadatlas: interrupted; {after_interrupt}.", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -106,6 +106,16 @@ class Passes:
             self._forward(self._inputs([0]), recorder)
         return [recorder.recording.calls[layer].key.shape[1] for layer in range(self.site.n_layers)]
 
+    def readings(self, on_batch: OnBatch = lambda n_examples, n_variants: None) -> Float64[np.ndarray, "example"]:
+        """Read a measure that has one number for each example, without intervention. One forward pass over the corpus."""
+        layers, readings = LayerIndex(self.sites, self.site.name), np.full(len(self.examples), np.nan)
+        with torch.no_grad():
+            for indices in self._batches(range(len(self.examples))):
+                reading = self._without(indices, layers, None, ())[2]
+                readings[indices] = reading.double().cpu().numpy()
+                on_batch(len(indices), 1)
+        return readings
+
     def run(
         self,
         variants: Sequence[Variant],
