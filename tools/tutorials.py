@@ -134,17 +134,23 @@ def read_value(folder: Path, source: str, page: str) -> float:
     try:
         value: Any = json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))
         for step in steps.split("/"):
-            if isinstance(value, list) and "=" in step:
-                fields = dict(field.split("=", 1) for field in step.split(","))
-                value = next(row for row in value if all(str(row[name]) == text for name, text in fields.items()))
-            else:
-                value = value[int(step) if isinstance(value, list) else step]
+            value = _entry(value, step)
         number = float(value)
     except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration) as error:
         raise TutorialError(f"{page} asks for {source}, which the run does not have ({error!r})") from error
     if not math.isfinite(number):
         raise TutorialError(f"{page} asks for {source}, which is {number}")
     return number
+
+
+def _entry(value: Any, step: str) -> Any:
+    """Return an entry of a JSON object or list: that of a key, of an index, or the first with the values of some fields."""
+    if not isinstance(value, list):
+        return value[step]
+    if "=" not in step:
+        return value[int(step)]
+    fields = dict(field.split("=", 1) for field in step.split(","))
+    return next(row for row in value if all(str(row[name]) == text for name, text in fields.items()))
 
 
 def format_like(value: float, sample: str) -> str:

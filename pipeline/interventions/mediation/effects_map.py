@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from .mediated_effects import Mediation
 
 CELL, LEFT, TOP, GAP = 22, 44, 46, 2
@@ -14,7 +16,7 @@ def effects_map(result: Mediation) -> str:
     A cell's title has the number. The darkest colour is the largest effect.
     """
     site, table = result.site, result.table()
-    largest = max(float(table["indirect"].abs().max()), 1e-12)
+    largest = max(float(np.abs(table["indirect"].to_numpy()).max()), 1e-12)
     width, height = LEFT + CELL * site.n_heads + 12, TOP + CELL * site.n_layers + 12
     width = max(width, 360)
     parts = [

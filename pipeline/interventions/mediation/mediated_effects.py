@@ -247,8 +247,9 @@ def mediate(
     if estimates is not None:
         effects = _Effects(estimates.indirect.copy(), estimates.direct.copy())
         effects.indirect[measured], effects.direct[measured] = exact.indirect, exact.direct
-        means = [pd.Series(values.mean(axis=1)) for values in (estimates.indirect[measured], exact.indirect)]
-        agreement = float(means[0].corr(means[1], method="spearman"))
+        means = [values.mean(axis=1) for values in (estimates.indirect[measured], exact.indirect)]
+        ranks = [pd.Series(values).rank().to_numpy() for values in means]
+        agreement = float(np.corrcoef(ranks[0], ranks[1])[0, 1])
     unit, units = _units(pairs, request.unit or config.corpus.sampling_unit, request.columns.pair)
     controls = [[heads.index(c) for (c,) in control_sets(norms, (head,), request.n_controls)] for head in heads]
     compared = (exact if estimates is None else estimates).indirect

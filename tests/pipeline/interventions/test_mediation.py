@@ -145,7 +145,7 @@ def test_a_masked_model_scores_a_continuation_token_by_token(job_of, tiny_folder
     """The total effect on BERT: each token is predicted in place of a mask after the tokens before it."""
     folder = tmp_path / "masked"
     torch.manual_seed(0)
-    model = transformers.BertForMaskedLM(transformers.AutoConfig.from_pretrained(tiny_folder)).eval()
+    model = transformers.BertForMaskedLM(transformers.BertConfig.from_pretrained(tiny_folder)).eval()
     model.save_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
     tokenizer.mask_token = "[UNK]"
@@ -202,8 +202,8 @@ def test_the_quantile_keeps_pairs_whose_odds_rise(job_of):
     kept = mediate(job, MediationRequest(above_quantile=0.25, n_controls=3))
     assert everything is not None
     assert kept is not None
-    rising = pd.Series(1 + everything.total)
-    threshold = rising[rising > 1].quantile(0.25)
+    rising = 1 + everything.total
+    threshold = np.quantile(rising[rising > 1], 0.25)
     assert kept.threshold == pytest.approx(threshold)
     assert kept.pair_ids == [name for name, odds in zip(NOUNS, rising, strict=True) if odds > threshold]
     assert (kept.n_loaded, kept.n_aligned) == (7, int((rising > 1).sum()))
@@ -223,7 +223,7 @@ def test_estimates_are_marked_and_compared(job_of):
     np.testing.assert_allclose(result.direct[result.is_exact], exact.direct[result.is_exact], atol=1e-6)
     means = result.indirect.mean(axis=1), exact.indirect.mean(axis=1)
     assert np.corrcoef(*means)[0, 1] > 0.9
-    assert result.table()["estimated"].sum() == len(means[0]) - 3
+    assert result.table()["estimated"].tolist().count(True) == len(means[0]) - 3
     assert any("those marked ~ are estimated" in line for line in result.remarks())
 
 
@@ -282,7 +282,8 @@ def test_the_command(job_file, tmp_path):
     assert effects == sorted(effects, reverse=True)
     table = pd.read_csv(tmp_path / "pairs.csv")
     assert len(table) == 7 * (1 + len(effects))
-    assert table[table["heads"] == "all"]["indirect"].mean() == pytest.approx(answer["mediation"]["indirect"]["effect"])
+    indirect = table["indirect"].to_numpy()[table["heads"].to_numpy() == "all"].mean()
+    assert indirect == pytest.approx(answer["mediation"]["indirect"]["effect"])
     svg = (tmp_path / "map.svg").read_text()
     assert svg.count("<title>") == len(effects)
     shown = runner.invoke(app, [*arguments, "--top", "2"])

@@ -1,21 +1,24 @@
-"""Draws how a head's link moves from one pronoun to the other, by the share of women in the occupation.
+"""Correlates how the link of a head moves from "he" to "she" with the share of women in the occupation.
 
-    python docs/tutorials/bias_figure.py contrast.json links.jsonl images/bias-occupations.svg >occupations.json
+    python docs/tutorials/bias_occupations.py traces/bias images/bias-occupations.svg >occupations.json
 
-`contrast.json` is the output of `headatlas contrast … --json`. Each point is an occupation: the mean difference over its
-pairs. Prints Spearman's rank correlation with its 95 % interval.
+The link is the attention of the pronoun to the occupation; its move is that of "she" minus that of "he", mean over the
+pairs of an occupation. Prints Spearman's rank correlation of every head with its 95 % interval and its false-discovery rate
+over all heads, and draws the head with the largest.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from headatlas.store.comparisons.example_tests import rank_correlation
+from headatlas.store import open_store
+from headatlas.store.comparisons.example_tests import q_values, rank_correlation
+
+LINK = 'query.role == "pronoun" and key.role == "occupation"'
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 320, 64, 44, 34, 14
 
@@ -57,30 +60,35 @@ def scatter(women: np.ndarray, difference: np.ndarray, names: list[str], title: 
 
 
 def main() -> None:
-    """Read the contrast and the texts, write the figure, and print the correlation as JSON."""
+    """Read the store, draw the figure, and print the correlations as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("contrast", type=Path)
-    parser.add_argument("texts", type=Path)
+    parser.add_argument("store")
     parser.add_argument("figure", type=Path)
     arguments = parser.parse_args()
-    contrast = json.loads(arguments.contrast.read_text(encoding="utf-8"))
-    texts = [json.loads(line) for line in arguments.texts.read_text(encoding="utf-8").splitlines()]
-    occupation_of = {text["pair"]: (text["occupation"], text["women"]) for text in texts}
-    by_occupation = defaultdict[str, list[float]](list)
-    for pair in contrast["pairs"]:
-        by_occupation[occupation_of[pair["pair"]][0]].append(pair["difference"])
-    share = dict(occupation_of.values())
-    names = sorted(by_occupation)
-    women = np.array([share[name] for name in names])
-    difference = np.array([np.mean(by_occupation[name]) for name in names])
-    n = len(names)
-    correlation = rank_correlation(difference[None, None], np.ones(n), women, np.arange(n))
-    head, (first, second) = contrast["head"], (contrast["contrast"][name] for name in ("first", "second"))
-    title = f"Head {head}: attention of the pronoun to the occupation, {second} − {first} ({n} occupations)"
-    axis = f"{second} − {first}"
-    arguments.figure.write_text(scatter(women, difference, names, title, axis), encoding="utf-8")
-    numbers = {name: float(np.ravel(getattr(correlation, name))[0]) for name in ("rho", "low", "high", "p_value")}
-    print(json.dumps({"head": head, "occupations": n, **numbers}))
+    store = open_store(arguments.store)
+    result = store.contrast(LINK, between=("male", "female"))
+    examples = np.searchsorted(store.example_numbers(), result.pairs.first[result.pair_index])
+    columns = {name: store.example_columns()[name].take(examples).to_list() for name in ("occupation", "women")}
+    names, unit = np.unique(columns["occupation"], return_inverse=True)
+    women = np.bincount(unit, np.array(columns["women"], float)) / np.bincount(unit)
+    correlation = rank_correlation(result.difference, np.ones(len(unit)), np.array(columns["women"], float), unit)
+    q_value = q_values(correlation.p_value)
+    layers = result.heads["layer"].to_numpy().tolist()
+    order = np.argsort(-np.abs(np.nan_to_num(correlation.rho)), axis=None)
+    heads = [divmod(int(i), q_value.shape[1]) for i in order]
+    rows = [
+        {
+            "layer": layers[layer], "head": head, "rho": float(correlation.rho[layer, head]),
+            "low": float(correlation.low[layer, head]), "high": float(correlation.high[layer, head]),
+            "q_value": float(q_value[layer, head]),
+        }
+        for layer, head in heads
+    ]  # fmt: skip
+    layer, head = heads[0]
+    difference = np.bincount(unit, result.difference[layer, head]) / np.bincount(unit)
+    title = f"Head {layers[layer]}.{head}: attention of the pronoun to the occupation ({len(names)} occupations)"
+    arguments.figure.write_text(scatter(women, difference, names.tolist(), title, "she − he"), encoding="utf-8")
+    print(json.dumps({"occupations": len(names), "heads": rows, "n_below": int((q_value < 0.05).sum())}))
 
 
 if __name__ == "__main__":
