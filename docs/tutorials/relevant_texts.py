@@ -66,7 +66,7 @@ def acronyms() -> Iterator[dict[str, Any]]:
 
 
 def names() -> Iterator[dict[str, Any]]:
-    """Yield passages in which a pronoun stands for one of two names. Their words have the role pronoun, right or wrong."""
+    """Yield short passages in which a pronoun stands for one of two names. Words have the role pronoun, right or wrong."""
     if not (DATA / "gap").is_dir():
         people, things = grammar_words("Name"), grammar_words("Thing")
         for number, (right, wrong) in enumerate(zip(people, reversed(people), strict=True)):
@@ -75,7 +75,7 @@ def names() -> Iterator[dict[str, Any]]:
                 roles = ["right", None, "wrong", None, None, None, "pronoun", *[None] * 5]
                 yield {"id": f"name-{number}", "text": " ".join(words), "words": words, "role": roles}
         return
-    for row in rows("gap/gap-development.tsv"):
+    for row in sorted(rows("gap/gap-development.tsv"), key=lambda row: len(row["Text"])):
         is_first = row["A-coref"] == "TRUE"
         if is_first == (row["B-coref"] == "TRUE"):
             continue
@@ -100,7 +100,12 @@ def pairs() -> Iterator[dict[str, Any]]:
     if not ((DATA / "conjnli").is_dir() and (DATA / "med-nli").is_dir()):
         for number, thing in enumerate(grammar_words("Thing")):
             first = f"A {grammar_words('Occupation')[number]} bought a new {thing}."
-            yield {"id": f"pair-{number}", "text": first, "text_pair": f"Somebody bought a {thing}.", "label": "entailment"}
+            yield {
+                "id": f"pair-{number}",
+                "text": first,
+                "text_pair": f"Somebody bought a {thing}.",
+                "label": "entailment",
+            }
         return
     conj = [
         {"text": row["Premise"], "text_pair": row["Hypothesis"], "label": row["Label"]}
@@ -110,9 +115,10 @@ def pairs() -> Iterator[dict[str, Any]]:
         {"text": row["sentence1"], "text_pair": row["sentence2"], "label": row["gold_label"]}
         for row in rows("med-nli/MED.tsv")
     ]
-    for name, records in (("conjnli", conj), ("med", med)):
-        for number, record in enumerate(random.Random(0).sample(records, 60)):
-            yield {"id": f"{name}-{number}", **record, "corpus": name}
+    rng = random.Random(0)
+    for number, both in enumerate(zip(rng.sample(conj, N_TEXTS), rng.sample(med, N_TEXTS), strict=True)):
+        for corpus, record in zip(("conjnli", "med"), both, strict=True):
+            yield {"id": f"{corpus}-{number}", **record, "corpus": corpus}
 
 
 def main() -> None:
