@@ -28,7 +28,7 @@ ConfigArgument = Annotated[
     str,
     typer.Argument(
         metavar="CONFIG",
-        help="A job file, or the name of a shipped one (bias, demo, prose, smollm2).",
+        help="A job file, or the name of a shipped one (bias, demo, prose, relevant, smollm2).",
         show_default=False,
     ),
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,7 +55,7 @@ class _SiteReceiver:
     def __init__(self, layers: LayerIndex) -> None:
         self._layers, self._n_calls = layers, Counter[str]()
 
-    def receive(self, call: AttentionCall) -> None:
+    def receive(self, call: AttentionCall) -> Tensor | None:
         """Let the model compute the output."""
 
     def edit(self, call: AttentionCall, output: Tensor) -> Tensor:
@@ -95,12 +96,24 @@ class Recorder(_SiteReceiver):
 class Editor(_SiteReceiver):
     """Receiver that changes the outputs of heads. Variant v has the v-th block of rows of the batch.
 
-    Without a context it changes nothing.
+    Without a context it changes nothing. `own` has outputs without intervention, by layer, that need not be computed.
     """
 
-    def __init__(self, layers: LayerIndex, context: BatchContext | None, variants: Sequence[Variant]) -> None:
+    def __init__(
+        self,
+        layers: LayerIndex,
+        context: BatchContext | None,
+        variants: Sequence[Variant],
+        own: Mapping[int, Tensor | None] = MappingProxyType({}),
+    ) -> None:
         super().__init__(layers)
-        self._context, self._variants = context, variants
+        self._context, self._variants, self._own = context, variants, own
+
+    def receive(self, call: AttentionCall) -> Tensor | None:
+        """Return the edited outputs if those without intervention are known; otherwise let the model compute them."""
+        layer = self._layers.layer(call.module, self._n_calls[call.module])
+        own = None if layer is None else self._own.get(layer)
+        return None if own is None else self.edit(call, own.repeat(len(self._variants), 1, 1, 1))
 
     def _edit_layer(self, layer: int, call: AttentionCall | None, output: Tensor) -> Tensor:
         if self._context is None:

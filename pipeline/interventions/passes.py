@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,7 +148,8 @@ class Passes:
         prefix = Prefix(self.model, self.sites, self.site.name) if reuse_prefix and self.eager is None else None
         order = sorted(range(len(variants)), key=lambda v: variants[v].first_layer)
         with torch.no_grad():
-            for indices in self._batches(self.usable(variants)):
+            n_of_layer = max(Counter(variant.first_layer for variant in variants).values(), default=1)
+            for indices in self._batches(self.usable(variants), n_of_layer):
                 if results.is_done[:, indices].all():
                     on_batch(len(indices), len(variants) + 1)
                     continue
@@ -191,31 +193,38 @@ class Passes:
             context = self._context(indices, inputs, recording, self._donor(indices, layers, variants))
             with torch.no_grad():
                 reading = self.measure.read(output, inputs)
-                nothing = _first_part(
-                    self.measure.effect(reading, reading, inputs)
-                )  # NaN where nothing can be measured
-            total = torch.zeros((len(variants), len(indices)), dtype=torch.float64)
-            for number, direction in enumerate(directions):
-                offsets = dict(sorted(recording.offsets.items()))
-                is_last = number == len(directions) - 1
-                derivatives = torch.autograd.grad(
-                    direction.sum(), list(offsets.values()), retain_graph=not is_last, allow_unused=True
+                # NaN where nothing can be measured
+                nothing = _first_part(self.measure.effect(reading, reading, inputs))
+            offsets = dict(sorted(recording.offsets.items()))
+            derivatives = [
+                torch.autograd.grad(
+                    direction.sum(),
+                    list(offsets.values()),
+                    retain_graph=number < len(directions) - 1,
+                    allow_unused=True,
+                    materialize_grads=True,  # zeros where the prediction does not depend on a layer
                 )
-                gradients = dict(zip(offsets, derivatives, strict=True))
-                with torch.no_grad():
-                    for row, variant in enumerate(variants):
-                        slope = _slope(variant, context, gradients)
-                        total[row] += (slope if self.measure.order == 1 else slope.square() / 2).double().cpu()
-            effects[:, indices] = (total / len(directions) + nothing.double().cpu()).numpy()
+                for number, direction in enumerate(directions)
+            ]
+            gradients = dict(zip(offsets, map(torch.stack, zip(*derivatives, strict=True)), strict=True))
+            with torch.no_grad():
+                slopes = torch.stack([_slopes(variant, context, gradients) for variant in variants]).double()
+                total = slopes if self.measure.order == 1 else slopes.square() / 2
+            effects[:, indices] = (total.mean(dim=1) + nothing.double()).cpu().numpy()
             on_batch(len(indices), 1)
         return effects
 
-    def _batches(self, indices: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the indices of each batch."""
+    def _batches(self, indices: Sequence[int], n_variants: int = 1) -> Iterator[list[int]]:
+        """Yield the indices of each batch. A batch of few tokens, with little padding, leaves room for its variants."""
+        limits = replace(
+            self.limits,
+            max_tokens=max(1, self.limits.max_tokens // n_variants),
+            price_tokens=self.limits.price_tokens // n_variants,
+        )
         sides = {"source": [len(self.examples[i].source) for i in indices]}
         if any(self.examples[i].target is not None for i in indices):
             sides["target"] = [len(target) if (target := self.examples[i].target) else 0 for i in indices]
-        for batch in plan_batches({name: np.asarray(values) for name, values in sides.items()}, self.limits):
+        for batch in plan_batches({name: np.asarray(values) for name, values in sides.items()}, limits):
             yield [indices[i] for i in batch.examples]
 
     def usable(self, variants: Sequence[Variant]) -> list[int]:
@@ -247,13 +256,14 @@ class Passes:
         """Run a batch without intervention. Return its inputs, its context and the reading of the measure."""
         inputs = self._inputs(indices)
         with nullcontext() if prefix is None else prefix.recording():
-            output = self._forward(inputs, Editor(layers, None, ()))
+            output = self._forward(inputs, Editor(layers, None, ()) if prefix is None else prefix)
         context = self._context(indices, inputs, None, self._donor(indices, layers, variants))
         return inputs, context, self.measure.read(output, inputs)
 
-    def _forward(self, inputs: ModelInputs, receiver: Recorder | Editor) -> Any:
+    def _forward(self, inputs: ModelInputs, receiver: Recorder | Editor | Prefix) -> Any:
         """Run the model with a receiver of the heads' outputs, and return its output."""
         if self.eager is not None:
+            assert not isinstance(receiver, Prefix), "passes of eager models are whole"
             return self.eager.run(self.model, inputs.arguments, receiver, **self.measure.options)
         with capturing(self.model, receiver):
             return run_model(self.model, inputs.arguments, **self.measure.options)
@@ -272,8 +282,9 @@ class Passes:
         """Run some variants of a batch in one forward pass, and add what they do to the results."""
         n, first_layer = len(group), min(variants[v].first_layer for v in group)
         together = inputs.repeat(n)
+        own = {} if prefix is None else {first_layer: prefix.heads(first_layer)}
         with nullcontext() if prefix is None else prefix.starting_at(first_layer, n):
-            output = self._forward(together, Editor(layers, context, [variants[v] for v in group]))
+            output = self._forward(together, Editor(layers, context, [variants[v] for v in group], own))
         after = self.measure.read(output, together)
         before = before.repeat(n, *[1] * (before.dim() - 1))
         effect = self.measure.effect(before, after, together).double().cpu().numpy()
@@ -330,16 +341,17 @@ def _first_part(effect: Float[Tensor, "batch *part"]) -> Float[Tensor, "batch"]:
     return effect if effect.dim() == 1 else effect[:, 0]
 
 
-def _slope(variant: Variant, context: BatchContext, gradients: Mapping[int, Tensor | None]) -> Float[Tensor, "batch"]:
-    """Return the change that the gradients predict for a variant."""
+def _slopes(
+    variant: Variant,
+    context: BatchContext,
+    gradients: Mapping[int, Float[Tensor, "direction batch query head d_value"]],
+) -> Float[Tensor, "direction batch"]:
+    """Return the changes that the gradients predict for a variant."""
     assert context.own is not None, "the estimate records the pass"
-    slope = torch.zeros(len(context.indices), device=context.lengths.device)
+    slopes = list[Tensor]()
     for edit in variant.edits:
-        gradient = gradients[edit.layer]
-        if gradient is None:  # the prediction does not depend on this layer
-            continue
         output = context.own.outputs[edit.layer][:, :, edit.head]
         call = HeadCall(context.own.calls.get(edit.layer), edit.layer, edit.head, output, context)
         change = edit.output(call) - output
-        slope = slope + (change * gradient[:, :, edit.head]).flatten(1).sum(dim=-1)
-    return slope
+        slopes.append(torch.einsum("bqd,kbqd->kb", change, gradients[edit.layer][:, :, :, edit.head]))
+    return torch.stack(slopes).sum(dim=0)

@@ -17,8 +17,6 @@ from headatlas.store.errors import ConfigError
 from headatlas.store.schema.example_sizes import example_bytes
 from headatlas.store.schema.traces import Counts, TraceSpec
 
-BATCH_PRICE_TOKENS = 48
-"""Fixed cost of a batch in tokens. It prevents many small batches that would save only a few padded tokens."""
 
 Lengths = Mapping[str, Counts]
 
@@ -36,6 +34,8 @@ class BatchLimits:
     """Pairs of positions, including padding. Set for models that hold the maps of all layers in memory at once."""
     equal_lengths: bool = False
     """True if the examples of a batch must have equal lengths. Set for models whose attention depends on padding."""
+    price_tokens: int = 48
+    """Fixed cost of a batch in tokens. It prevents many small batches that would save only a few padded tokens."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def plan_batches(n_tokens: Lengths, limits: BatchLimits) -> tuple[BatchPlan, ...
                 differs or too_large or _lengths_differ_too_much(rows[start][0], longest[0], limits)
             ):
                 break
-            cost = costs[start] + padded + BATCH_PRICE_TOKENS
+            cost = costs[start] + padded + limits.price_tokens
             if cost < lowest_cost:
                 lowest_cost, best_start = cost, start
         costs.append(lowest_cost)

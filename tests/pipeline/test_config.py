@@ -134,7 +134,7 @@ def test_shipped_configs_are_found_by_name():
     assert demo.corpus.path.is_file()
     assert demo.store.path == Path("traces/demo")
     assert load_config("smollm2").model.source.endswith(".gguf")
-    with pytest.raises(ConfigError, match=r"no job file 'demi'.*bias, demo, prose, smollm2"):
+    with pytest.raises(ConfigError, match=r"no job file 'demi'.*bias, demo, prose, relevant, smollm2"):
         load_config("demi")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from headatlas.pipeline.commands.intervene import app
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.interventions.head_effects import intervene
 from headatlas.pipeline.interventions.request import Request
+from headatlas.pipeline.job.job_runner import run_job
+from headatlas.store import open_store
 from headatlas.store.errors import HeadAtlasError
 from tools.handmade_gpt2 import D_HEAD, INDUCTION, N_TOKENS, PREVIOUS, WIDTH, repeated_tokens, save_handmade_gpt2
 
@@ -93,6 +96,57 @@ def test_heads_that_are_changed_together(handmade_job):
     result = intervene(parse_config(handmade_job), Request(heads=names, together=True, n_controls=5))
     assert result.table()["heads"].tolist() == ["0.1,1.2"]
     assert result.n_controls == 5
+
+
+def write_copies(path: Path, words: list[str], n_texts: int) -> Path:
+    """Write random words and the first six of their copy; ``rest`` are the next eight."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(n_texts):
+        drawn = rng.permutation(words)[:20].tolist()
+        rows.append({"text": " ".join([*drawn, *drawn[:6]]), "rest": " ".join(drawn[6:14])})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def effect_of_found_heads(document: dict, folder: Path, n_heads: int, n_controls: int):
+    """Search the heads that copy, and set them to zero together."""
+    config = parse_config(document)
+    run_job(config)
+    table = open_store(config.store.path).search("induction").table()[:n_heads]
+    (folder / "heads.json").write_text(json.dumps({"heads": table[["layer", "head"]].to_dict("records")}))
+    request = Request(heads=str(folder / "heads.json"), together=True, candidates=("@rest",), n_controls=n_controls)
+    return intervene(config, request)
+
+
+def test_the_second_copy_of_random_tokens_needs_the_head_that_a_search_finds(handmade_job, tmp_path):
+    path = write_copies(tmp_path / "copies.jsonl", [f"w{i}" for i in range(1, N_TOKENS)], 12)
+    document = {**handmade_job, "corpus": {"kind": "jsonl", "path": str(path)}, "store": {"path": str(tmp_path / "s")}}
+    result = effect_of_found_heads(document, tmp_path, 1, 5)
+    assert result.targets == [(INDUCTION,)]
+    assert result.evidence.high[0] < -8  # the log-probability of eight words, more than a nat for each
+    assert abs(result.evidence.control[0]) < 0.1 * abs(result.evidence.effect[0])
+
+
+@pytest.mark.slow
+def test_the_second_copy_of_random_words_needs_smollm2s_induction_heads(smollm2_gguf, tmp_path):
+    """A clear effect of five found heads, with its interval, beside twenty control sets."""
+    from transformers import AutoTokenizer
+
+    from headatlas.pipeline.models.sources import resolve_model
+
+    vocabulary = AutoTokenizer.from_pretrained(resolve_model(str(smollm2_gguf)).path).get_vocab()
+    words = sorted(piece[1:] for piece in vocabulary if re.fullmatch("Ġ[a-z]{4,}", piece))
+    document = {
+        "model": {"source": str(smollm2_gguf)},
+        "corpus": {"kind": "jsonl", "path": str(write_copies(tmp_path / "copies.jsonl", words, 12))},
+        "store": {"path": str(tmp_path / "store")},
+        "run": {"threads": 1},
+    }
+    result = effect_of_found_heads(document, tmp_path, 5, 20)
+    assert result.n_controls == 20
+    assert result.evidence.high[0] < 5 * min(-0.1, result.evidence.control[0])
+    assert result.evidence.matters[0]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.pytorch_utils import Conv1D
 
 from headatlas.pipeline.interventions import passes as module
 from headatlas.pipeline.interventions.actions import (
@@ -198,3 +199,40 @@ def test_the_estimate_is_the_limit_of_small_changes(make_passes, model_of, name,
     np.testing.assert_allclose(
         estimate, exact, rtol=0.05 if measure.order == 1 else 0.35, atol=np.abs(exact).max() * 0.05
     )
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_projections_before_the_changed_heads_run_once(make_passes, model_of, monkeypatch, name):
+    """The last layer computes query, key and value in the pass without intervention, and never again."""
+    passes = make_passes(build(name, model_of), EmbeddingChange() if name == "bert" else NextTokenLoss())
+    layer, sizes = passes.site.n_layers - 1, []
+    call = next(call for call in passes.sites.calls if call.layer == layer)
+    attention = passes.model.get_submodule(call.module)
+    projection = next(leaf for leaf in attention.modules() if isinstance(leaf, (torch.nn.Linear, Conv1D)))
+    run = type(projection).forward
+
+    def counted(self, tensor):
+        sizes.extend([len(tensor)] if self is projection else [])
+        return run(self, tensor)
+
+    monkeypatch.setattr(type(projection), "forward", counted)
+    passes.run([Variant((Edit(layer, head, Zero()),)) for head in range(passes.site.n_heads)])
+    assert sum(sizes) == len(passes.examples)
+    assert "forward" not in vars(projection)
+
+
+def test_batches_of_a_sweep_leave_room_for_the_heads_of_a_layer(make_passes, model_of, monkeypatch):
+    """A few padded tokens cost as much as a batch if every head runs on them."""
+    passes = make_passes(build("gpt2", model_of), NextTokenLoss(), lengths=(4, 5, 6, 7, 8, 9) * 2, max_tokens=64)
+    sizes, run = [], module.run_model
+
+    def counted(model, arguments, **options):
+        sizes.append((arguments["attention_mask"].numel(), int(arguments["attention_mask"].sum())))
+        return run(model, arguments, **options)
+
+    monkeypatch.setattr(module, "run_model", counted)
+    heads = [(layer, head) for layer in range(passes.site.n_layers) for head in range(passes.site.n_heads)]
+    passes.run([Variant((Edit(*head, Zero()),)) for head in heads])
+    padded, tokens = np.sum(sizes, axis=0)
+    assert padded <= 1.1 * tokens
+    assert max(size for size, _ in sizes) <= 64
