@@ -103,7 +103,7 @@ def studentised_intervals(
     """
     if sums.shape[-1] != rows.shape[-1]:
         raise ShapeError(f"sums have {sums.shape[-1]} units, rows {rows.shape[-1]}; expected the same number")
-    groups = [(slice(None), rows)] if rows.ndim == 1 else list(same_rows(rows))
+    groups = [(..., rows)] if rows.ndim == 1 else list(same_rows(rows))
     ends = [np.full(sums.shape[:-1], np.nan) for _ in range(4)]
     for layers, of_group in groups:
         joint_confidence = 1 - (1 - confidence) / len(groups)

@@ -20,7 +20,7 @@ COMMANDS = {
     "contrast": (contrast.app, ["TREES", "previous_token"], "contrast"),
     "contrast of attention": (contrast.app, ["TREES"], "contrast"),
     "relations": (relations.app, ["TREES"], None),
-    "neurons": (neurons.app, ["STORE", "previous_token", "--head", "0.1"], "neurons"),
+    "neurons": (neurons.app, ["neurons", "STORE", "previous_token", "--head", "0.1"], "neurons"),
     "similar": (similar.app, ["STORE", "--sample", "24"], "similar"),
     "like": (like.app, ["STORE", "--numbers", "0:2>1 1:3>2"], "like"),
     "diff": (diff.app, ["STORE", "STORE"], "steps"),

@@ -189,7 +189,10 @@ def test_heads_that_follow_the_trees_in_either_direction_have_accuracy_one(tmp_p
 
 
 def test_published_offset_baselines_on_ewt_dev(tmp_path, data_dir):
-    """Every word has one token. The offset baselines depend on the trees alone, not on the attention."""
+    """Every word has one token. The offset baselines depend on the trees alone, not on the attention.
+
+    They were published with the offset that is best on the sentences they are measured on.
+    """
     trees = read_trees(data_dir / "ud-english-ewt" / "en_ewt-ud-dev.conllu")
 
     def two_back(tokens):
@@ -208,7 +211,7 @@ def test_published_offset_baselines_on_ewt_dev(tmp_path, data_dir):
         n_heads=1,
         n_kv_heads=1,
     )
-    table = relation_atlas(store).table().set_index("relation")
+    table = relation_atlas(store, store).table().set_index("relation")
     published = {
         "nsubj": (33.9, 1),
         "case": (37.7, 1),
