@@ -38,7 +38,7 @@ class OutputReceiver(Protocol):
 
 @dataclass(frozen=True)
 class _Axes:
-    """Axes of a factor or of a product: a letter for each, of b(atch), h(ead), q(uery), k(ey) and d(_value).
+    """Axes of a factor or of a product: a letter for each: b for batch, h for head, q for query, k for key, d for d_value.
 
     Two letters are one axis with the batch, or the head, first.
     """

@@ -17,7 +17,6 @@ from headatlas.store.errors import ConfigError
 from headatlas.store.schema.example_sizes import example_bytes
 from headatlas.store.schema.traces import Counts, TraceSpec
 
-
 Lengths = Mapping[str, Counts]
 
 
