@@ -113,8 +113,9 @@ def effect_of_found_heads(document: dict, folder: Path, n_heads: int, n_controls
     """Search the heads that copy, and set them to zero together."""
     config = parse_config(document)
     run_job(config)
-    table = open_store(config.store.path).search("induction").table()[:n_heads]
-    (folder / "heads.json").write_text(json.dumps({"heads": table[["layer", "head"]].to_dict("records")}))
+    table = open_store(document["store"]["path"]).search("induction").table()
+    heads = [f"{layer}.{head}" for layer, head in zip(table["layer"], table["head"], strict=True)][:n_heads]
+    (folder / "heads.json").write_text(json.dumps(heads))
     request = Request(heads=str(folder / "heads.json"), together=True, candidates=("@rest",), n_controls=n_controls)
     return intervene(config, request)
 
