@@ -5,8 +5,8 @@ PYTHON ?=
 VIEW ?= 1
 PORT ?= 5006
 ARGS ?=
-# The tests run in one process per core, at most eight because each loads torch. ARGS="-n0" runs them in one process.
-JOBS := -n logical --maxprocesses 8 --dist worksteal
+# tests/conftest.py says how many processes `auto` is. ARGS="-n0" runs the tests in one process.
+JOBS := -n auto --dist worksteal
 
 PY := .venv/bin/python
 PARTS := pipeline store viewer configs

@@ -81,12 +81,12 @@ def hook_loop(passes: Passes, batches: list[list[int]]) -> np.ndarray:
     with torch.no_grad(), implementation(model, "sdpa"):
         for indices in batches:
             inputs = passes.builder.build([passes.examples[i] for i in indices])
-            before = measure.read(run_model(model, inputs.arguments), inputs)
+            before = measure.read(run_model(model, inputs.arguments, **measure.options), inputs)
             for row in range(len(effects)):
                 layer, head = divmod(row, site.n_heads)
                 with zeroed(projections[layer], head, site.n_heads):
-                    after = measure.read(run_model(model, inputs.arguments), inputs)
-                effects[row, indices] = measure.effect(before, after, inputs).double().numpy()
+                    after = measure.read(run_model(model, inputs.arguments, **measure.options), inputs)
+                effects[row, indices] = measure.effect(before, after, inputs).reshape(len(indices), -1)[:, 0].numpy()
     return effects
 
 

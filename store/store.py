@@ -17,6 +17,7 @@ from .reading.stored_edges import EDGES_MAX_BYTES
 
 if TYPE_CHECKING:
     from .comparisons.head_similarity import SimilarHeads
+    from .comparisons.scaled_dimensions import WhatIf
     from .comparisons.store_differences import StoreDifference
     from .patterns import Pattern
     from .queries.dependency_relations import RelationAtlas
@@ -74,7 +75,7 @@ def open_store(
 
 
 class Store(Snapshot):
-    """A snapshot of a store with queries.
+    """A snapshot of a store with queries. `unit` names the sampling unit of intervals and tests (`sampling_units`).
 
     The functions behind the methods take further options: progress, cancellation, seeds, and the data to read.
     """
@@ -95,7 +96,11 @@ class Store(Snapshot):
         return search(self, pattern, site, words=words)
 
     def like(
-        self, arcs: str | Sequence[str] | Sequence[tuple[int | str, int, int]], site: str | None = None
+        self,
+        arcs: str | Sequence[str] | Sequence[tuple[int | str, int, int]],
+        site: str | None = None,
+        *,
+        unit: str | None = None,
     ) -> LikeResult:
         """Query by example: find heads that attend along the marked arcs and do the same in the rest of the corpus.
 
@@ -109,9 +114,11 @@ class Store(Snapshot):
         """
         from .queries.query_by_example import like
 
-        return like(self, arcs, site)
+        return like(self, arcs, site, unit=unit)
 
-    def neurons(self, pattern: str | Pattern, layer: int, head: int, site: str | None = None) -> NeuronResult:
+    def neurons(
+        self, pattern: str | Pattern, layer: int, head: int, site: str | None = None, *, unit: str | None = None
+    ) -> NeuronResult:
         """Measure the dimensions of a head's query and key that separate a pattern's keys from the row's other keys.
 
         Raises
@@ -123,7 +130,35 @@ class Store(Snapshot):
         """
         from .queries.vector_dimensions import neurons
 
-        return neurons(self, pattern, layer, head, site)
+        return neurons(self, pattern, layer, head, site, unit=unit)
+
+    def what_if(
+        self,
+        layer: int,
+        head: int,
+        dimensions: str,
+        scale: float = 0.0,
+        pattern: str | Pattern | None = None,
+        site: str | None = None,
+    ) -> WhatIf:
+        """Scale dimensions of a head's query and key, and measure what that changes in its attention over the corpus.
+
+        ``store.what_if(4, 11, "pairs:0-4", pattern="previous_token")``: the dimensions are numbers (``12,44``) or rotary
+        pairs, and `scale` is the factor of their contribution to the scores. Without a pattern the decay of attention over
+        distance is compared. `headatlas.store.comparisons.scaled_dimensions.what_if` also takes the sampling unit and progress.
+
+        Raises
+        ------
+        ConfigError
+            The dimensions cannot be read, or there are no such dimensions.
+        NotFoundError
+            The store has no query and key, or there is no such head.
+        PatternError
+            The expression cannot be read, or names something unknown.
+        """
+        from .comparisons.scaled_dimensions import what_if
+
+        return what_if(self, layer, head, dimensions, scale, pattern, site)
 
     def similar(
         self,
@@ -170,6 +205,7 @@ class Store(Snapshot):
         variant: str = "variant",
         between: Sequence[str] | None = None,
         site: str | None = None,
+        unit: str | None = None,
     ) -> Contrast:
         """Compare the members of minimal pairs: by the mass of a pattern, or without one by their attention itself.
 
@@ -188,9 +224,9 @@ class Store(Snapshot):
         from .queries.pattern_search import search
 
         pairs = minimal_pairs(self, pair, variant, between)
-        return (
-            attention_contrast(self, pairs, site) if pattern is None else contrast(search(self, pattern, site), pairs)
-        )
+        if pattern is None:
+            return attention_contrast(self, pairs, site, unit=unit)
+        return contrast(search(self, pattern, site), pairs, unit=unit)
 
     def relations(
         self,
@@ -199,6 +235,7 @@ class Store(Snapshot):
         merge: Merge = "mean",
         *,
         subtypes: bool = False,
+        unit: str | None = None,
         on_progress: Callable[[int, int], None] = lambda done, planned: None,
     ) -> RelationAtlas:
         """Measure the accuracy with which each head finds the governors of a treebank, by dependency relation.
@@ -212,7 +249,7 @@ class Store(Snapshot):
         """
         from .queries.dependency_relations import relation_atlas
 
-        return relation_atlas(self, score, site, merge, subtypes=subtypes, on_progress=on_progress)
+        return relation_atlas(self, score, site, merge, subtypes=subtypes, unit=unit, on_progress=on_progress)
 
     def diff(
         self,
@@ -220,6 +257,7 @@ class Store(Snapshot):
         site: str | None = None,
         statistics: Sequence[str] | None = None,
         n_examples: int = 200,
+        unit: str | None = None,
         on_progress: Callable[[int, int], None] = lambda done, planned: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> list[StoreDifference]:
@@ -241,6 +279,7 @@ class Store(Snapshot):
             site,
             statistics=statistics,
             n_examples=n_examples,
+            unit=unit,
             on_progress=on_progress,
             stop=stop,
         )

@@ -16,6 +16,8 @@ os.environ.pop("HEADATLAS_CACHE_DIR", None)
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which torch does
 
+import contextlib
+import functools
 import gc
 import importlib.util
 import re
@@ -23,9 +25,9 @@ import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlsplit
 
 import jaxtyping
@@ -92,6 +94,80 @@ def _checkable(hint: object) -> bool:
     return True
 
 
+def _names_arrays(hint: object, variables: dict[str, object]) -> bool:
+    """Whether an annotation, which may be text or an alias, holds an array type of jaxtyping."""
+    if isinstance(hint, str):
+        names = re.findall(r"[A-Za-z_]\w*", hint)
+        return any(_names_arrays(variables[name], variables) for name in names if name in variables)
+    if isinstance(hint, type):
+        return issubclass(hint, jaxtyping.AbstractArray | jaxtyping.AbstractDtype)
+    return any(_names_arrays(argument, variables) for argument in get_args(hint))
+
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _jaxtyped_where_arrays(definition: Any, *, typechecker: Callable) -> Any:
+    """Give jaxtyping the functions whose annotations name arrays; check the types of the others alone.
+
+    jaxtyping binds and checks the arguments of every call twice, to compare the sizes of dimensions.
+    """
+    checks = functools.partial(_jaxtyped_where_arrays, typechecker=typechecker)
+    match definition:
+        case property():
+            accessors = (definition.fget, definition.fset, definition.fdel)
+            return property(*(accessor and checks(accessor) for accessor in accessors))
+        case classmethod() | staticmethod():
+            return type(definition)(checks(definition.__func__))
+        case type() if is_dataclass(definition) and not hasattr(definition.__init__, "__wrapped__"):
+            definition.__init__ = checks(definition.__init__)
+            return definition
+        case types.FunctionType() if not (
+            "<locals>" in definition.__qualname__  # `_checked` shares the checks of a nested function
+            or getattr(definition, "__no_type_check__", False)
+            or any(_names_arrays(hint, definition.__globals__) for hint in definition.__annotations__.values())
+        ):
+            return _type_checked(definition)
+    return _jaxtyped(definition, typechecker=typechecker)
+
+
+def _type_checked(function: Callable) -> Callable:
+    """Check arguments and result by beartype, unless the fixture `without_shape_checks` switched it off.
+
+    The check is built at the first call, when the module has all its names. Annotations whose names exist for the type
+    checker alone are skipped.
+    """
+    checked: Callable | None = None
+
+    @functools.wraps(function)
+    def call(*arguments: object, **options: object) -> object:
+        nonlocal checked
+        if jaxtyping.config.jaxtyping_disable:
+            return function(*arguments, **options)
+        if checked is None:
+            checked = _with_checks(_with_resolved_annotations(function))
+        return checked(*arguments, **options)
+
+    return call
+
+
+def _with_resolved_annotations(function: Callable) -> Callable:
+    """Return a copy of `function` with types in place of the text of its annotations."""
+    copy = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__, copy.__qualname__, copy.__module__ = (
+        function.__kwdefaults__,
+        function.__qualname__,
+        function.__module__,
+    )
+    for name, hint in function.__annotations__.items():
+        with contextlib.suppress(NameError, TypeError):
+            copy.__annotations__[name] = eval(hint, function.__globals__) if isinstance(hint, str) else hint
+    return copy
+
+
+jaxtyping.jaxtyped = lambda *, typechecker: functools.partial(_jaxtyped_where_arrays, typechecker=typechecker)
 # The hook takes its checker by name. Every annotated array of headatlas is checked for shape and type.
 sys.modules["headatlas_runtime_checks"] = types.SimpleNamespace(checked=_checked)  # type: ignore[assignment]
 jaxtyping.install_import_hook("headatlas", "headatlas_runtime_checks.checked")
@@ -126,9 +202,18 @@ def _statistics_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 pytest_plugins = ["tests.fault_table"]
 
 
+SHARED_MEMORY = Path("/dev/shm")
+MIN_MEMORY_FOLDER_GIB = 8
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker that `pytest_collection_modifyitems` sets."""
+    """Declare the marker that `pytest_collection_modifyitems` sets, and put the folders of tests in memory.
+
+    The tests write and delete hundreds of thousands of small files. Options and variables that name a folder come first.
+    """
     config.addinivalue_line("markers", "corpora: reads the corpora; set on every test that takes `data_dir`")
+    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free >= MIN_MEMORY_FOLDER_GIB << 30:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHARED_MEMORY))
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their markers
@@ -138,6 +223,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "data_dir" in getattr(item, "fixturenames", ()):
             item.add_marker("corpora")
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Three processes for two cores, because some tests wait; at most eight, because each loads torch."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, n_cores * 3 // 2)
 
 
 def pytest_collection_finish() -> None:

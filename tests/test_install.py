@@ -36,7 +36,20 @@ COMMANDS = (
         "info",
         "like",
     ),
-    *("merge", "neurons", "patterns", "plan", "relations", "run", "search", "similar", "stats", "verify", "view"),
+    *(
+        "merge",
+        "neurons",
+        "patterns",
+        "plan",
+        "relations",
+        "run",
+        "search",
+        "similar",
+        "stats",
+        "verify",
+        "view",
+        "what-if",
+    ),
 )
 INSTALLED_TOOLS = {"headatlas", "pip", "setuptools", "wheel"}
 REGISTRY_ERRORS = ("No matching distribution found", "Could not fetch URL", "ConnectionError", "Max retries exceeded")
@@ -266,11 +279,10 @@ def test_the_wheel_with_the_viewer(installed, store: Path) -> None:
     assert _importable(python, "torch", "transformers", "panel", "bokeh") == ["panel", "bokeh"]
     _uses_base(python, program, store)
     _names_extra(python, program, "pipeline", ("run", "plan", "demo"), "headatlas.pipeline:trace")
-    shown = python(
-        "-c",
-        "import numpy as np; from headatlas.viewer import head_view; head_view([np.eye(2)[None, None]], ['a', 'b'])",
-    )
-    assert shown.returncode == 0, shown.stderr
+    script = "import numpy as np; from headatlas.viewer import head_view; head_view([np.eye(2)[None, None]], ['a', 'b']"
+    in_notebook, saved = python("-c", f"{script})"), python("-c", f"{script}, html_action='return').save('view.html')")
+    assert "needs a notebook, and IPython is not installed" in in_notebook.stderr
+    assert saved.returncode == 0, saved.stderr
 
 
 @pytest.mark.slow

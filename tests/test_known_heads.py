@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headatlas.pipeline.config import parse_config
+from headatlas.pipeline.config import load_config, parse_config
 from headatlas.pipeline.job.job_runner import run_job
 from headatlas.store import open_store
 from headatlas.store.queries.vector_dimensions import neurons
 from headatlas.store.statistics.definitions import aggregate
 from headatlas.store.statistics.measurement import measured_statistics
 from headatlas.store.statistics.published import published_table
+from headatlas.viewer.pages.search_page import heads_frame
+from headatlas.viewer.state.reader_state import ViewState
 from tools.handmade_gpt2 import INDUCTION, N_TOKENS, PREVIOUS, repeated_tokens, save_handmade_gpt2
 
 
@@ -98,3 +100,22 @@ def test_smollm2_shows_its_induction_and_previous_token_heads(smollm2_gguf, tmp_
         assert set(zip(theirs["layer"], theirs["head"], strict=True)) == set(
             zip(ranking["layer"].head(5), ranking["head"].head(5), strict=True)
         )
+
+
+def test_the_first_queries_of_the_readme_are_above_their_nulls(minilm_dir, tmp_path):
+    """Previous token and objects of verbs on the demo's sentences: found, and not drawn grey by the viewer."""
+    options = [f"model.source={minilm_dir}", "corpus.examples=256", "keep.query_key=none"]
+    config = load_config("demo", options)
+    run_job(config.model_copy(update={"store": config.store.model_copy(update={"path": tmp_path / "store"})}))
+    store = open_store(tmp_path / "store")
+    for pattern, null, head, least in (
+        ("previous_token", "uniform", (0, 2), 0.99),
+        ("object_of", "habit", (2, 0), 0.25),
+    ):
+        result = store.search(pattern)
+        table = result.table()
+        assert (first(table), result.evidence.null.name) == (head, null)
+        assert table["mass"].iloc[0] > least
+        assert table[f"q_{null}"].iloc[0] < 0.001
+        rows = heads_frame(result, ViewState(), stale=False)["rows"]
+        assert (rows[0]["head"], rows[0]["q"] < 0.05) == (".".join(map(str, head)), True)

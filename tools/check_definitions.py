@@ -27,11 +27,14 @@ from headatlas.store.statistics.published import DEFINITIONS, published_table
 from headatlas.store.store import Store
 
 from . import slow_definitions as slow
+from .check_comparisons import comparison_lines
 from .check_lines import FLIPS, ROUNDING, Line, Sums, report
 from .check_scores import add_scores, score_lines
 from .check_words import add_words, word_lines, word_search_lines
 from .slow_definitions import Errors, Tokens, Weights
 
+COARSE = "sqrt:20"
+"""Codec of the store that differs from the first: its weights are known exactly, and far enough off to be compared."""
 MODELS = {"MiniLM": "demo", "SmolLM2": "smollm2"}
 
 
@@ -54,7 +57,7 @@ def main() -> int:
     agree = True
     for model in options.model or MODELS:
         n = None if options.all else options.sentences
-        stores = [trace(model, codec, options.treebank, n, options.work) for codec in ("float32", "sqrt8")]
+        stores = [trace(model, codec, options.treebank, n, options.work) for codec in ("float32", "sqrt8", COARSE)]
         start = time.process_time()
         lines = check(*stores)
         seconds = time.process_time() - start
@@ -75,9 +78,10 @@ def trace(model: str, codec: str, treebank: Path, n: int | None, work: Path) -> 
     from headatlas.pipeline.job.job_runner import run_job
 
     key = hashlib.sha256(treebank.read_bytes()).hexdigest()[:12]
-    out = work / f"{model.lower()}-{codec}-{n or 'all'}-{key}"
+    out = work / f"{model.lower()}-{codec.replace(':', '')}-{n or 'all'}-{key}"
     settings = ["corpus.kind=conllu", f"corpus.path={treebank}", f"keep.attention={codec}"]
-    settings += ["keep.query_key=none"] if codec == "float32" else []
+    settings += ["keep.query_key=none"] if codec in ("float32", COARSE) else []
+    settings += ["keep.edges=none"] if codec == COARSE else []
     settings += [f"corpus.max_examples={n}"] if n else []
     config = load_config(MODELS[model], settings)
     config = config.model_copy(update={"store": config.store.model_copy(update={"path": out})})
@@ -110,14 +114,15 @@ def examples_of(store: Store) -> Iterator[tuple[Weights, Example]]:
         yield Weights(maps.reshape(maps.shape[0] * maps.shape[1], *maps.shape[2:]), tokens, causal, counts), example
 
 
-def check(exact: Store, coded: Store) -> list[Line]:
-    """Compare all numbers of the two stores with the loops over the first one."""
+def check(exact: Store, coded: Store, coarse: Store) -> list[Line]:
+    """Compare all numbers of the first two stores with the loops over the first one, and the first with the third."""
     sums = loop_over(exact)
     lines = list(statistic_lines(sums, exact, coded))
     lines += definition_lines(sums, exact, coded)
     lines += score_lines(sums, exact, coded)
     lines += word_lines(sums, exact, coded)
     lines += word_search_lines(sums, exact, coded)
+    lines += comparison_lines(exact, coarse, lambda: (x for x, _ in examples_of(exact)))
     return lines
 
 

@@ -7,7 +7,8 @@ from typing import get_args
 
 import numpy as np
 
-from headatlas.store.queries.dependency_relations import MINIMUM_DEPENDENTS, SquareMaps, relation_atlas
+from headatlas.store.queries.dependency_relations import MINIMUM_DEPENDENTS, relation_atlas
+from headatlas.store.queries.dependents import SquareMaps
 from headatlas.store.queries.pattern_search import search
 from headatlas.store.reading.word_attention import Merge, plan_segment, segment_word_attention
 from headatlas.store.store import Store
@@ -31,8 +32,10 @@ def add_words(sums: Sums, x: Weights, errors: Errors) -> None:
     t, n = x.tokens, x.tokens.n_words
     maps = {merge: slow.word_maps(x, merge) for merge in get_args(Merge)}
     without = maps["mean"] * (1 - np.eye(n))
-    sums.strongest_words.append(without.argmax(axis=2) if n else np.zeros((len(without), 0), np.int64))
-    dependents = [i for i in range(n) if 0 <= t.head[i] < n and t.head[i] != i]
+    words_with_tokens = [w for w, tokens in enumerate(slow.pieces(t)) if tokens]
+    between = without[:, words_with_tokens][:, :, words_with_tokens]
+    sums.strongest_words.append(between.argmax(axis=2) if words_with_tokens else np.zeros((len(without), 0), np.int64))
+    dependents = [i for i in words_with_tokens if t.head[i] in words_with_tokens and t.head[i] != i]
     right = np.zeros((len(without), 2, len(dependents)), bool)
     for index, i in enumerate(dependents):
         right[:, 0, index] = without[:, i, :].argmax(axis=1) == t.head[i]
@@ -40,7 +43,6 @@ def add_words(sums: Sums, x: Weights, errors: Errors) -> None:
     sums.right.append(right)
     error_maps = {merge: slow.word_maps(errors, merge) for merge in get_args(Merge)}
     uniform_maps = {merge: slow.uniform_word_map(x, merge) for merge in get_args(Merge)}
-    words_with_tokens = [w for w, tokens in enumerate(slow.pieces(t)) if tokens]
     position = {word: number for number, word in enumerate(words_with_tokens)}
     for pattern, holds in PATTERNS.items():
         for i in position:

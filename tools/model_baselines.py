@@ -106,7 +106,10 @@ def baseline_difference(
         for pattern, column in patterns.items():
             result = store.search(pattern, site=site.name)
             baseline = result.heads["baseline"].to_numpy().reshape(site.n_layers, -1)[:, 0]
-            worst = max(worst, float(np.abs(baseline - [loop[0][column] for loop in loops]).max()))
+            expected = np.array([loop[0][column] for loop in loops])
+            if not np.array_equal(np.isnan(baseline), np.isnan(expected)):
+                raise RuntimeError(f"{type(model).__name__}: the layers with rows for {pattern} differ")
+            worst = max(worst, float(np.nan_to_num(np.abs(baseline - expected)).max()))
         worst = max(worst, float(np.abs(np.nan_to_num(entropy - [loop[1] for loop in loops])).max()))
     return worst
 
@@ -132,20 +135,22 @@ def _tables(spec: TraceSpec, lengths: Lengths, n_examples: int) -> SegmentTables
 def _loop(site: Site, maps: Sequence[np.ndarray]) -> tuple[tuple[float, float], np.ndarray]:
     """Return the uniform mass on the first and the previous key, and the normalised entropy of each head.
 
-    A row sees the keys on which a head of the layer has a weight.
+    A row sees the keys on which a head of the layer has a weight. The first two are means over the rows that see the key,
+    and NaN without such a row.
     """
     shares: tuple[list[float], list[float]] = ([], [])
     entropies = []
     for weights in maps:
         for q in range(weights.shape[1]):
             visible = [k for k in range(weights.shape[2]) if (weights[:, q, k] > 0).any()]
-            shares[0].append((0 in visible) / len(visible))
-            if q > 0:
-                shares[1].append((q - 1 in visible) / len(visible))
+            for share, key in zip(shares, (0, q - 1), strict=True):
+                if key in visible:
+                    share.append(1 / len(visible))
             if len(visible) > 1:
                 row = weights[:, q, visible].astype(np.float64)
                 entropies.append(-(row * np.log(np.where(row > 0, row, 1))).sum(axis=1) / np.log(len(visible)))
-    return (float(np.mean(shares[0])), float(np.mean(shares[1] or [0]))), np.mean(entropies, axis=0)
+    first, previous = (float(np.mean(share or [np.nan])) for share in shares)
+    return (first, previous), np.mean(entropies, axis=0)
 
 
 def measure_baselines(

@@ -12,7 +12,8 @@ docs/ and configs/. So the commands of a page also work in the root of a clone. 
   other texts. The page of such a run stays in build/tutorials/NAME.
 - A block after `<!-- not run -->` is not run.
 
-    python -m tools.tutorials bias      # without a name all pages
+    python -m tools.tutorials bias                # without a name all pages
+    python -m tools.tutorials bias --numbers      # after a change of the prose: the numbers of the last run
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,10 @@ class Run:
     seconds: float
 
 
-def run_page(page: Path, folder: Path) -> Run:
+def run_page(page: Path, folder: Path, *, only_numbers: bool = False) -> Run:
     """Run the commands of a page in a new folder, and return the page with the numbers of the run.
+
+    With `only_numbers` nothing is run: the numbers are those of the last run in the folder, and outputs stay.
 
     Raises
     ------
@@ -68,14 +72,15 @@ def run_page(page: Path, folder: Path) -> Run:
         A command failed, or the page names a number or a picture that the run does not have.
     """
     text = page.read_text(encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "images").mkdir(parents=True)
-    for name in ("docs", "configs"):
-        (folder / name).symlink_to(ROOT / name)
     start = time.monotonic()
+    if not only_numbers:
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "images").mkdir(parents=True)
+        for name in ("docs", "configs"):
+            (folder / name).symlink_to(ROOT / name)
 
     def rewrite(match: re.Match[str]) -> str:
-        if match["skipped"]:
+        if match["skipped"] or only_numbers:
             return match[0]
         line = text.count("\n", 0, match.start()) + 2
         output = _run_commands(match["commands"], folder, f"{page.name}:{line}")
@@ -168,23 +173,27 @@ def differences(page: str, run: str) -> list[str]:
     """
     result = []
     lines, lines_of_run = page.splitlines(), run.splitlines()
-    if len(lines) != len(lines_of_run):
-        result.append(f"the page has {len(lines)} lines, with the output of the run {len(lines_of_run)}")
-    for number, (line, line_of_run) in enumerate(zip(lines, lines_of_run, strict=False), 1):
-        if not _is_close(line, line_of_run):
-            result.append(f"line {number}: {line!r}, in the run {line_of_run!r}")
+    frames = [[_frame(line) for line in text] for text in (lines, lines_of_run)]
+    for tag, start, end, start_of_run, end_of_run in SequenceMatcher(None, *frames, autojunk=False).get_opcodes():
+        shown, computed = lines[start:end], lines_of_run[start_of_run:end_of_run]
+        if tag != "equal":
+            result.append(f"line {start + 1}: {shown}, in the run {computed}")
+            continue
+        pairs = enumerate(zip(shown, computed, strict=True), start + 1)
+        result += [
+            f"line {n}: {line!r}, in the run {other!r}" for n, (line, other) in pairs if not _is_close(line, other)
+        ]
     return result
 
 
+def _frame(line: str) -> str:
+    """Return a line with 0 for every number, and one space for any."""
+    return re.sub(r"\s+|─+", " ", re.sub(NUMBER, "0", line)).strip()
+
+
 def _is_close(line: str, line_of_run: str) -> bool:
-    """True if two lines are the same but for spaces, and one unit of the last digit of each number."""
-    values, frames = [], []
-    for text in (line, line_of_run):
-        values.append(re.findall(NUMBER, text))
-        frames.append(re.sub(r"\s+|─+", " ", re.sub(NUMBER, "0", text)).strip())
-    if frames[0] != frames[1]:
-        return False
-    for shown, computed in zip(*values, strict=True):
+    """True if the numbers of two lines differ by at most one unit of the last digit."""
+    for shown, computed in zip(re.findall(NUMBER, line), re.findall(NUMBER, line_of_run), strict=True):
         unit = 10.0 ** -min(len(text.partition(".")[2]) for text in (shown, computed))
         if abs(_value(shown) - _value(computed)) > unit * 1.001:
             return False
@@ -214,11 +223,12 @@ def main() -> int:
     """Run the pages that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="pages without .md, such as bias; default all")
-    names = parser.parse_args().names or sorted(path.stem for path in PAGES.glob("*.md"))
-    for name in names:
+    parser.add_argument("--numbers", action="store_true", help="run nothing: write the numbers of the last run again")
+    arguments = parser.parse_args()
+    for name in arguments.names or sorted(path.stem for path in PAGES.glob("*.md")):
         page, folder = PAGES / f"{name}.md", RUNS / name
         try:
-            run = run_page(page, folder)
+            run = run_page(page, folder, only_numbers=arguments.numbers)
             print(f"{name}: {run.seconds:.0f} s. {keep(run, page, folder)}")
         except (TutorialError, OSError) as error:
             print(f"{name}: {error}", file=sys.stderr)

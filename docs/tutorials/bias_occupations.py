@@ -69,7 +69,7 @@ def main() -> None:
     result = store.contrast(LINK, between=("male", "female"))
     examples = np.searchsorted(store.example_numbers(), result.pairs.first[result.pair_index])
     columns = {name: store.example_columns()[name].take(examples).to_list() for name in ("occupation", "women")}
-    names, unit = np.unique(columns["occupation"], return_inverse=True)
+    names, unit = np.unique(np.array(columns["occupation"], str), return_inverse=True)
     women = np.bincount(unit, np.array(columns["women"], float)) / np.bincount(unit)
     correlation = rank_correlation(result.difference, np.ones(len(unit)), np.array(columns["women"], float), unit)
     q_value = q_values(correlation.p_value)

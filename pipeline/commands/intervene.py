@@ -35,8 +35,9 @@ def intervene(
             "--do",
             metavar="ACTION",
             help="zero: the head adds nothing; mean: its mean output over the corpus, by class of token; uniform: uniform "
-            "attention to the visible keys; scale:F: its output times F; dimensions:D,D:F: the contribution of some "
-            "dimensions of query and key times F; block: no attention along --edges; patch or patch-attention: output or "
+            "attention to the visible keys; scale:F: its output times F; dimensions:12,44:F or dimensions:pairs:0-4:F: the "
+            "contribution of dimensions or rotary pairs of query and key to its scores times F, as in what-if; block: no "
+            "attention along --edges; patch or patch-attention: output or "
             "attention of the other member of a pair; resample: output of another example of the same length.",
         ),
     ] = "zero",

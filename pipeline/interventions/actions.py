@@ -6,7 +6,7 @@ a set of heads, and in the estimate from gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from headatlas.store.schema.head_dimensions import factor_vector, factors_text
 
 from ..calls.attention_hook import AttentionCall, attention_weights
 from ..calls.mask_rules import visible_keys
@@ -232,24 +234,26 @@ def _edge_weights(
 
 @dataclass(frozen=True)
 class ScaleDimensions:
-    """The contribution of some dimensions of query · key to the scores is multiplied by a factor."""
+    """The contribution of some dimensions of query · key to the scores is multiplied by factors."""
 
-    dimensions: tuple[int, ...]
-    factor: float
+    factors: Mapping[int, float]
+    """Factor of each changed dimension."""
     needs_donor: bool = False
 
     @property
     def name(self) -> str:
-        """The word with dimensions and factor."""
-        return f"scale-dimensions:{','.join(map(str, self.dimensions))}:{self.factor:g}"
+        """The word with dimensions and factors."""
+        return f"dimensions:{factors_text(self.factors)}"
 
     def output(self, call: HeadCall) -> Float[Tensor, "batch query d_value"]:
         """Return the output of the changed attention."""
         alone = call.alone
-        query = alone.query.clone()
-        query[..., list(self.dimensions)] *= self.factor
-        weights = attention_weights(replace(alone, query=query))[:, 0]
-        return weights.to(alone.value.dtype) @ alone.value[:, 0]
+        return self.attention(alone)[:, 0].to(alone.value.dtype) @ alone.value[:, 0]
+
+    def attention(self, alone: AttentionCall) -> Float[Tensor, "batch 1 query key"]:
+        """Return the changed attention of a call of one head."""
+        vector = torch.from_numpy(factor_vector(self.factors, alone.query.shape[-1])).to(alone.query)
+        return attention_weights(replace(alone, query=alone.query * vector))
 
 
 @dataclass(frozen=True)

@@ -331,8 +331,7 @@ class Passes:
         """Return the number of variants of a batch that run in one forward pass."""
         n_tokens = sum(tensor.numel() for tensor in inputs.special.values())
         limit = self.limits.max_tokens
-        head = self.model.get_output_embeddings() if self.model.base_model is not self.model else None
-        if head is not None:
+        if self.model.get_output_embeddings() is not None:
             limit = min(limit, LOGIT_BYTES // (4 * self.model.config.get_text_config().vocab_size))
         return max(1, limit // n_tokens)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headatlas.store.errors import ConfigError, NotFoundError, UnsupportedModelError
-from headatlas.store.queries.evidence.sampling_units import EXAMPLE, UNIT_COLUMNS
+from headatlas.store.queries.evidence.sampling_units import EXAMPLE, default_unit
+from headatlas.store.schema.head_dimensions import parse_factors
 from headatlas.store.schema.traces import Site
 
 from ..corpora.examples import EncodedExample
@@ -42,7 +43,7 @@ ACTIONS = (
     "mean",
     "uniform",
     "scale:FACTOR",
-    "dimensions:D,D,…:FACTOR",
+    "dimensions:DIMENSIONS:FACTOR",
     "block",
     "patch",
     "patch-attention",
@@ -244,11 +245,8 @@ def parse_action(request: Request, site: Site) -> Action:
             raise ConfigError("block needs the edges; add --edges PATTERN, such as --edges 'key.id == query.id'")
     if name == "scale" and re.fullmatch(_NUMBER, argument):
         return Scale(float(argument))
-    if name == "dimensions" and (match := re.fullmatch(rf"(\d+(?:,\d+)*):({_NUMBER})", argument)):
-        dimensions = tuple(dict.fromkeys(int(d) for d in match[1].split(",")))
-        if max(dimensions) >= site.d_head:
-            raise ConfigError(f"dimension {max(dimensions)}: the heads have dimensions 0 to {site.d_head - 1}")
-        return ScaleDimensions(dimensions, float(match[2]))
+    if name == "dimensions" and argument:
+        return ScaleDimensions(parse_factors(argument, site))
     raise ConfigError(f"the action is {request.action!r}; expected {', '.join(ACTIONS)}")
 
 
@@ -270,14 +268,15 @@ def parse_measure(
     if name not in MEASURES:
         raise ConfigError(f"the measure is {name!r}; expected {', '.join(MEASURES)}")
     is_masked = "MaskedLM" in kind or "PreTraining" in kind
-    has_words = model.base_model is not model and model.get_output_embeddings() is not None
+    has_words = model.get_output_embeddings() is not None
+    has_head = has_words or model.base_model is not model  # T5 with a language-model head is its own base model
     needs = {
         "loss": (has_words and not is_masked, "a language model that predicts the next token"),
         "masked-loss": (is_masked, "a masked language model"),
-        "kl": (model.base_model is not model, "a model with an output head"),
+        "kl": (has_head, "a model with an output head"),
         "candidates": (has_words, "a language model"),
         "label": ("SequenceClassification" in kind, "a classifier"),
-        "embedding": (model.base_model is model, "a model without an output head"),
+        "embedding": (not has_head, "a model without an output head"),
     }
     fits, expected = needs[name]
     if not fits:
@@ -301,7 +300,7 @@ def parse_measure(
 def unit_of(columns: Mapping[str, Sequence[object]], requested: str | None) -> str | None:
     """Return the column whose values are the units of intervals and tests; None if every example is one.
 
-    The default is that of `headatlas.store.queries.evidence.sampling_units`: the coarsest of `UNIT_COLUMNS`.
+    The default is that of searches (`default_unit`).
 
     Raises
     ------
@@ -315,6 +314,12 @@ def unit_of(columns: Mapping[str, Sequence[object]], requested: str | None) -> s
             names = ", ".join(columns) or "none"
             raise ConfigError(f"the unit is {requested!r}; expected example, or a column of the corpus: {names}")
         return requested
-    counts = {name: len(set(columns[name])) for name in UNIT_COLUMNS if name in columns}
-    usable = [name for name, count in counts.items() if 2 <= count < len(columns[name])]
-    return min(usable, key=lambda name: counts[name], default=None)
+    counts = {name: _n_units(values) for name, values in columns.items()}
+    name = default_unit(counts, max((len(values) for values in columns.values()), default=0))
+    return None if name == EXAMPLE else name
+
+
+def _n_units(values: Sequence[object]) -> int:
+    """Count the units of a column. An example without a value is a unit of its own."""
+    present = [value for value in values if value not in (None, "")]
+    return len(set(present)) + len(values) - len(present)

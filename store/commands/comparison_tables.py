@@ -49,6 +49,8 @@ def print_versus(
             {
                 "versus": str(comparison.other.pattern),
                 "examples": len(comparison.example),
+                "unit": comparison.units.name,
+                "units": comparison.n_units,
                 "heads": render.records(frame),
                 "head": ".".join(map(str, chosen)),
                 "differences": [
@@ -58,7 +60,7 @@ def print_versus(
             }
             for comparison, frame, chosen in zip(comparisons, rows, heads, strict=True)
         ]
-        print(render.to_json({"pattern": str(result.pattern), "comparisons": output}))
+        print(render.to_json({"pattern": str(result.pattern), "comparisons": output, "notes": _notes(comparisons)}))
         return
     console = output_console()
     for comparison, frame, chosen in zip(comparisons, rows, heads, strict=True):
@@ -77,7 +79,8 @@ def print_versus(
         _say(
             f"mass of {result.pattern} minus mass of {comparison.other.pattern}: means of {len(comparison.example):,} "
             "examples in which both match, each with the same weight. q: false-discovery rate of a difference from 0, over "
-            f"all heads{' and patterns' if len(comparisons) > 1 else ''}.",
+            f"all heads{' and patterns' if len(comparisons) > 1 else ''}. "
+            f"{comparison.units.describe(comparison.n_units)}",
             *_notes([comparison]),
         )
         if examples and len(comparison.example):
@@ -105,6 +108,7 @@ def print_split(
             for label, examples, n_rows in zip(split.labels, split.examples, split.rows, strict=True)
         ]
         summary = {"pattern": str(result.pattern), "split": column, "groups": groups, "left_out": split.left_out}
+        summary |= {"unit": split.units.name, "units": split.n_units}
         print(render.to_json(summary | {"heads": render.records(rows), "notes": list(result.notes)}))
         return
     columns = [column for label in split.labels for column in ((render.printable(label), "right"), ("95 %", "right"))]
@@ -118,7 +122,7 @@ def print_split(
     sizes = ", ".join(f"{label}: {n:,}" for label, n in zip(split.labels, split.examples, strict=True))
     _say(
         f"mass of {result.pattern} by {column}. Examples with a match: {sizes}; left out: {split.left_out:,}. "
-        "q: false-discovery rate of different masses, over all heads.",
+        f"q: false-discovery rate of different masses, over all heads. {split.units.describe(split.n_units)}",
         *result.notes,
     )
 
@@ -150,6 +154,8 @@ def print_correlation(
             "correlate": column,
             "examples": len(correlated.example),
             "left_out": correlated.left_out,
+            "unit": correlated.units.name,
+            "units": correlated.n_units,
         }
         points = {"head": ".".join(map(str, chosen)), "points": render.records(scatter)}
         print(render.to_json(summary | {"heads": render.records(rows)} | points | {"notes": list(result.notes)}))
@@ -162,7 +168,8 @@ def print_correlation(
     print_table(console, table)
     _say(
         f"Spearman's ρ of the mass of {result.pattern} on an example and its {column}, over {len(correlated.example):,} "
-        f"examples; without a number: {correlated.left_out:,}. q: false-discovery rate of a correlation, over all heads.",
+        f"examples; without a number: {correlated.left_out:,}. q: false-discovery rate of a correlation, over all heads. "
+        f"{correlated.units.describe(correlated.n_units)}",
         *result.notes,
     )
     console.print(f"\nMass of head {chosen[0]}.{chosen[1]} by {render.printable(column)}:")

@@ -116,6 +116,8 @@ def _json(step: StoreDifference, table: pd.DataFrame, head: str | None, n: int) 
         "refused": step.refused,
         "rows": int(step.rows.sum()),
         "rounding": list(step.rounding),
+        "unit": step.units.name,
+        "units": step.n_units,
         "heads": render.records(table),
         "statistics": render.records(statistics),
         "head": ".".join(map(str, chosen)),
@@ -169,7 +171,7 @@ def _print(step: StoreDifference, rows: pd.DataFrame, head: str | None, n: int, 
         f"divergence: Jensen–Shannon, bits a row (0 equal, 1 disjoint); moved: share of a row at other keys. "
         f"{int(step.rows.sum()):,} rows in {len(step.example):,} of {step.n_shared:,} examples; left out: "
         f"{refused or 'none'}. Stored weights are at most {step.rounding[0]:.2g} and {step.rounding[1]:.2g} from "
-        f"the models'; smaller changes may be rounding.{more}",
+        f"the models'; smaller changes may be rounding.{more} {step.units.describe(step.n_units)}",
         style="dim",
         markup=False,
         soft_wrap=True,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .example_hits import print_hits
-from .options import AsCsv, AsJson, Basis, ExamplesShown, HeadShown, Patterns, SiteName, StorePath, Top, head_of
+from .options import AsCsv, AsJson, Basis, ExamplesShown, HeadShown, Patterns, SiteName, StorePath, Top, Unit, head_of
 from .printing import first_rows, output_console, print_csv, print_table
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def like(
     basis: Basis = "auto",
     patterns: Patterns = None,
     site: SiteName = None,
+    unit: Unit = None,
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
@@ -60,7 +61,7 @@ def like(
 
     opened = open_store(store)
     marked = parse_arcs(opened, arcs, numbers=numbers)
-    result = _like_with_progress(opened, marked, site, candidates, basis, patterns)
+    result = _like_with_progress(opened, marked, site, candidates, basis, patterns, unit)
     ranked = result.table()
     heads = first_rows(ranked, top, all_rows=as_csv or as_json)
     best = head_of(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
@@ -80,13 +81,14 @@ def _like_with_progress(
     n_candidates: int,
     basis: RequestedBasis,
     patterns: Path | None,
+    unit: str | None,
 ) -> LikeResult:
     from ..patterns import LIBRARY, read_patterns
     from ..queries.query_by_example import like as find
 
     library = LIBRARY if patterns is None else read_patterns(patterns)
     if not sys.stderr.isatty():
-        return find(store, arcs, site, library=library, n_candidates=n_candidates, basis=basis)
+        return find(store, arcs, site, library=library, n_candidates=n_candidates, basis=basis, unit=unit)
     from rich.console import Console
     from rich.progress import Progress
 
@@ -99,6 +101,7 @@ def _like_with_progress(
             library=library,
             n_candidates=n_candidates,
             basis=basis,
+            unit=unit,
             on_progress=lambda done, planned: progress.update(task, completed=done, total=planned),
         )
 
@@ -116,6 +119,9 @@ def _json(result: LikeResult, heads: pd.DataFrame, hits: list[ExampleHit]) -> di
         "examples": candidate.n_examples,
         "supported": candidate.is_supported,
         "hypotheses": result.n_hypotheses,
+        "unit": result.units.name,
+        "units": result.n_units,
+        "notes": _notes(result),
     }
     return {
         "like": summary,
@@ -168,17 +174,33 @@ def _print(result: LikeResult, heads: pd.DataFrame, best: tuple[int, int], hits:
         f"Pattern: {render.printable(candidate.hypothesis.expression)}. {result.n_hypotheses:,} patterns hold for "
         f"{'the arc' if len(result.arcs) == 1 else f'the {len(result.arcs)} arcs'}, {len(result.candidates)} were "
         f"searched. there: mean attention on the arcs. mass: over {candidate.rows:,} rows in {candidate.n_examples:,} other examples, "
-        f"from {candidate.result.basis}{bound}. score: there × information of the pattern in bits for each row.",
+        f"from {candidate.result.basis}{bound}. score: there × information of the pattern in bits for each row. "
+        f"{result.units.describe(result.n_units)}",
         style="dim",
         markup=False,
         soft_wrap=True,
     )
+    for note in _notes(result):
+        console.print(f"Note: {render.printable(note)}", style="yellow", markup=False, soft_wrap=True)
     if not candidate.is_supported:
         console.print(
             "Too few rows or unmarked examples to rank heads: only the attention on the arcs is reliable.",
             style="yellow",
         )
     print_hits(console, candidate.result, best, hits)
+
+
+def _notes(result: LikeResult) -> list[str]:
+    """Return the notes of the search for the chosen pattern, and those on arcs that the masks of some layers hide."""
+    notes, hidden = [], result.hidden_arcs
+    for mask, layers in result.site.layers_of_masks.items():
+        if n_hidden := int(hidden[layers[0]]):
+            numbers = ", ".join(str(result.site.layers[layer]) for layer in layers)
+            notes.append(
+                f"{n_hidden} of {len(result.arcs)} arcs do not count in layer{'s' * (len(layers) > 1)} {numbers}: {mask} "
+                "hides them"
+            )
+    return [*notes, *result.chosen.result.notes]
 
 
 def _print_arcs(result: LikeResult) -> None:

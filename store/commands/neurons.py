@@ -1,4 +1,4 @@
-"""The command `headatlas neurons`: contributions of the dimensions of query and key to a pattern."""
+"""The commands `headatlas neurons` and `headatlas what-if`: dimensions of query and key."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, Unit, head_of, read_pattern
 from .printing import first_rows, output_console, print_csv, print_table
+from .what_if import what_if
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ..queries.vector_dimensions import NeuronResult
 
 app = typer.Typer(rich_markup_mode="rich")
+app.command("what-if", rich_help_panel="Query")(what_if)
 
 
 @app.command(rich_help_panel="Query")

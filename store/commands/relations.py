@@ -65,7 +65,12 @@ def relations(
         replace_file(figure, relations_figure(frequent, _title(first, second)).encode())
     table = atlas.table(every_head=True) if every_head else best
     if as_json:
-        print(render.to_json(render.relations_json(table, atlas.score) | render.fetched(first, second)))
+        print(
+            render.to_json(
+                render.relations_json(table, atlas.score, atlas.score.hidden_notes(atlas.site))
+                | render.fetched(first, second)
+            )
+        )
     elif as_csv:
         print_csv(table, atlas.score.left_out)
     else:
@@ -130,8 +135,8 @@ def _print(atlas: RelationAtlas, table: pd.DataFrame, few: pd.DataFrame, first: 
         markup=False,
         soft_wrap=True,
     )
-    for omission in atlas.score.left_out:
-        console.print(str(omission), style="dim", markup=False, soft_wrap=True)
+    for line in (*map(str, atlas.score.left_out), *atlas.score.hidden_notes(atlas.site)):
+        console.print(line, style="dim", markup=False, soft_wrap=True)
     if len(few):
         names = ", ".join(f"{name} ({n})" for name, n in zip(few["relation"], few["n"], strict=True))
         console.print(

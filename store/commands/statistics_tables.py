@@ -12,7 +12,7 @@ from rich.table import Table
 from ..patterns.lexer import printable
 from ..schema.capture_statistics import STATISTICS
 from ..statistics.definitions import DERIVED_STATISTICS, SINK_FREE
-from .tables import bar, number, percent, plain_table
+from .tables import bar, interval, number, percent, plain_table
 
 _OFFSETS_SHOWN, _SHARE_SHOWN = 12, 0.001
 
@@ -24,12 +24,22 @@ def unit_of(name: str) -> str:
 
 
 def statistics_rich_table(heads: pd.DataFrame, names: Sequence[str], units: Mapping[str, str]) -> Table:
-    """Create a table of statistics with one row for each head; `units` has the units of added statistics."""
-    name_units = {name: units[name] if name in units else unit_of(name) for name in names}
-    titles = [printable(f"{name} ({unit})" if unit else name) for name, unit in name_units.items()]
+    """Create a table of statistics with one row for each head; `units` has the units of added statistics.
+
+    A statistic with the columns NAME_low and NAME_high has its interval beside it.
+    """
+    titles = []
+    for name in names:
+        unit = units[name] if name in units else unit_of(name)
+        titles.append(printable(f"{name} ({unit})" if unit else name))
+        titles += ["95 %"] if f"{name}_low" in heads else []
     table = plain_table(("head", "right"), *((title, "right") for title in titles))
     for row in heads.to_dict("records"):
-        table.add_row(f"{row['layer']}.{row['head']}", *(number(row[name]) for name in names))
+        cells = []
+        for name in names:
+            cells.append(number(row[name]))
+            cells += [interval(row[f"{name}_low"], row[f"{name}_high"])] if f"{name}_low" in row else []
+        table.add_row(f"{row['layer']}.{row['head']}", *cells)
     return table
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..errors import ConfigError
-from .options import AsCsv, AsJson, SiteName, StorePath, Top, head_of
+from .options import AsCsv, AsJson, SiteName, StorePath, Top, Unit, head_of
 from .printing import first_rows, incomplete_text, output_console, print_csv, print_table, progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..comparisons.statistic_intervals import StatisticIntervals
     from ..store import Store
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -53,6 +53,7 @@ def stats(
         typer.Option(help="Weight of the mean: every token equal (rows), or every example equal."),
     ] = "rows",
     site: SiteName = None,
+    unit: Unit = None,
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
@@ -61,6 +62,8 @@ def stats(
     Example: [bold]headatlas stats traces/demo --statistic entropy,entropy_sink_free --top 5[/bold]
     """
     from ..comparisons.head_overview import head_overview
+    from ..comparisons.statistic_intervals import statistic_intervals
+    from ..queries.evidence.sampling_units import sampling_units
     from ..statistics.definitions import known_names
     from ..statistics.published import published_table
     from ..statistics.specialisation import CORPUS_STATISTICS, statistics_table
@@ -72,25 +75,40 @@ def stats(
     names = list(dict.fromkeys(name for text in statistic or () for name in text.split(",") if name))
     if definition and (names or spread):
         raise ConfigError("--definition has its own columns; leave out --statistic and --spread")
+    if definition and unit:
+        raise ConfigError("numbers of --definition have no intervals; leave out --unit")
     if spread and not names:
         raise ConfigError(f"--spread needs --statistic; expected one or more of {', '.join(known_names())}")
     if "decay" in names and "decay_fit" not in names:
         names.insert(names.index("decay") + 1, "decay_fit")
     if spread and (corpus_names := [name for name in names if name in CORPUS_STATISTICS]):
         raise ConfigError(f"{corpus_names[0]} has no value for each example; leave out --spread")
+    intervals = None
     with progress_bar() as report:
+        if names:
+            intervals = statistic_intervals(opened, names, site, average, unit=unit, on_progress=report)
         if definition:
             heads = published_table(opened, definition, site, report)
             columns = [str(name) for name in heads if name not in ("layer", "head")]
         elif spread:
+            assert intervals is not None
             _print_spread(
-                opened, names, average, site, top, report, ascending=ascending, as_csv=as_csv, as_json=as_json
+                opened, names, average, site, top, intervals, ascending=ascending, as_csv=as_csv, as_json=as_json
             )
             return
         elif names:
             heads, columns = statistics_table(opened, names, site, average, report), names
         else:
-            heads, columns = head_overview(opened, site, average, report), []
+            heads, columns = head_overview(opened, site, average, report, unit), []
+    sampling, n_units = sampling_units(opened, unit), 0
+    if intervals is not None:
+        n_units = intervals.n_units
+        for name in intervals.low:
+            position = list(heads.columns).index(name) + 1
+            heads.insert(position, f"{name}_low", intervals.low[name].ravel())
+            heads.insert(position + 1, f"{name}_high", intervals.high[name].ravel())
+    elif not definition:
+        n_units = sampling.count(opened.example_numbers())
     if columns:
         heads = heads.sort_values(columns[0], ascending=ascending, kind="stable", na_position="last")
     elif ascending:
@@ -98,12 +116,12 @@ def stats(
     without_sinks = heads.attrs.get("without_sinks")
     heads = first_rows(heads, top, all_rows=as_csv or as_json)
     if as_json:
-        source = {"definition": definition} if definition else {}
+        source = {"definition": definition} if definition else {"unit": sampling.name, "units": n_units}
         print(render.to_json({**source, "heads": render.records(heads), **render.fetched(opened)}))
     elif as_csv:
         print_csv(heads)
     else:
-        console = output_console()
+        console, fetched = output_console(), render.fetched_text(opened)
         site_spec = opened.site(site)
         overlays = [
             overlay for overlay in opened.overlays if overlay.kind == "statistic" and overlay.group == site_spec.name
@@ -116,8 +134,8 @@ def stats(
         print_table(console, table)
         console.print(
             f"{len(heads)} of {site_spec.n_layers * site_spec.n_heads} heads of {site_spec.name}, over {opened.n_examples:,} "
-            f"examples, {_weighing(definition, average)}. {incomplete_text(opened)} "
-            f"{render.fetched_text(opened)}".rstrip(),
+            f"examples, {_weighing(definition, average)}. "
+            + " ".join(filter(None, (sampling.describe(n_units) if n_units else "", incomplete_text(opened), fetched))),
             style="dim",
             soft_wrap=True,
         )
@@ -156,7 +174,7 @@ def _print_spread(
     average: Literal["rows", "examples"],
     site: str | None,
     top: int | None,
-    report: Callable[[int, int], None],
+    intervals: StatisticIntervals,
     *,
     ascending: bool,
     as_csv: bool,
@@ -167,14 +185,19 @@ def _print_spread(
     from . import statistics_tables as render_statistics
     from . import tables as render
 
-    statistics = measured_statistics(store, names, site, on_progress=report)
+    statistics = measured_statistics(store, names, site)
     summary = corpus_summary(
         {name: statistic.values for name, statistic in statistics.items()},
         {name: statistic.rows for name, statistic in statistics.items()},
         average,
         layers=store.site(site).layers,
     )
-    frames = [summary_frame(summary, name).sort_values("mean", ascending=ascending, kind="stable") for name in names]
+    frames = [
+        summary_frame(summary, name, (intervals.low[name], intervals.high[name])).sort_values(
+            "mean", ascending=ascending, kind="stable"
+        )
+        for name in names
+    ]
     ranked = [first_rows(frame, top, all_rows=as_csv or as_json) for frame in frames]
     if as_json:
         output = []
@@ -184,7 +207,7 @@ def _print_spread(
             for row in heads:
                 row["histogram"] = statistic["histogram"].sel(layer=row["layer"], head=row["head"]).to_numpy().tolist()
             output.append({"statistic": name, "bin_edge": statistic["bin_edge"].to_numpy().tolist(), "heads": heads})
-        print(render.to_json({"statistics": output}))
+        print(render.to_json({"statistics": output, "unit": intervals.units.name, "units": intervals.n_units}))
         return
     if as_csv:
         import pandas as pd
@@ -197,6 +220,7 @@ def _print_spread(
     console = output_console()
     for name, frame in zip(names, ranked, strict=True):
         print_table(console, render_statistics.spread_table(frame, name))
+    console.print(intervals.units.describe(intervals.n_units), style="dim", soft_wrap=True)
 
 
 @app.command(rich_help_panel=_PANEL)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from rich import box
 from rich.table import Table
@@ -20,7 +21,7 @@ from ..schema.omissions import Omissions
 from .printing import size_text
 
 if TYPE_CHECKING:
-    from ..queries.dependency_relations import Dependents
+    from ..queries.dependents import Dependents
     from ..queries.evidence.search_evidence import Evidence, NullEvidence
     from ..queries.pattern_search import ExampleHit, SearchResult
     from ..schema.token_table import TokenTable
@@ -98,9 +99,10 @@ def null_json(null: NullEvidence) -> dict[str, Any]:
 
 def best_json(evidence: Evidence, heads: pd.DataFrame) -> dict[str, Any] | None:
     """Return the head that ranks first, with the interval that holds for all heads at once; None without a rank."""
-    if not evidence.is_supported or heads.empty:
+    ranked = heads.take(np.flatnonzero(heads["rank"].notna().to_numpy()).tolist())
+    if not evidence.is_supported or ranked.empty:
         return None
-    layer, head = int(heads["layer"].iloc[0]), int(heads["head"].iloc[0])
+    layer, head = int(ranked["layer"].iloc[0]), int(ranked["head"].iloc[0])
     row = evidence.heads.sel(layer=layer, head=head)
     interval = [plain(row["joint_low"].item()), plain(row["joint_high"].item())]
     return {"layer": layer, "head": head, "of": evidence.heads["mass_low"].size, "joint_interval": interval}
@@ -118,7 +120,7 @@ def hit_json(hit: ExampleHit) -> dict[str, Any]:
     }
 
 
-def relations_json(table: pd.DataFrame, dependents: Dependents) -> dict[str, Any]:
+def relations_json(table: pd.DataFrame, dependents: Dependents, notes: Sequence[str]) -> dict[str, Any]:
     """Build the output of `headatlas relations --json`."""
     rows = []
     for row in records(table):
@@ -126,8 +128,9 @@ def relations_json(table: pd.DataFrame, dependents: Dependents) -> dict[str, Any
         rows.append({**row, "interval": [low, high]})
     order = ["relation", "n", "layer", "head", "direction", "accuracy", "interval", "baseline", "offset_baseline"]
     return {
-        "relations": [{name: row[name] for name in (*order, "offset")} for row in rows],
+        "relations": [{name: row[name] for name in (*order, "offsets")} for row in rows],
         "left_out": Omissions(dependents.left_out).to_json(),
+        "notes": notes,
         "unit": dependents.units.name,
         "units": dependents.n_units,
     }
@@ -255,7 +258,7 @@ def relations_table(relations: pd.DataFrame) -> Table:
             percent(row["accuracy"]),
             f"{percent(row['low'])}–{percent(row['high'])}",
             percent(row["baseline"]),
-            f"{percent(row['offset_baseline'])} ({row['offset']:+d})",
+            f"{percent(row['offset_baseline'])} ({'/'.join(f'{offset:+d}' for offset in row['offsets'])})",
             f"{100 * (row['accuracy'] - row['offset_baseline']):+.1f}",
         )
     return table

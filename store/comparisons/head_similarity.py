@@ -149,7 +149,7 @@ class SimilarHeads:
 
     def n_units(self, name: str | None = None) -> int:
         """Return the number of sampling units that were compared."""
-        return len(np.unique(self.units(name).of(self.example)))
+        return self.units(name).count(self.example)
 
     @property
     def median(self) -> float:

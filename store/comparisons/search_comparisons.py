@@ -4,7 +4,8 @@
 - `split_by`: the mass in each group of examples that share a label, with a test between the groups.
 - `correlate`: Spearman's rank correlation of an example's mass with a number.
 
-`unit` groups examples that are not independent: a number for each example of the store.
+Layers whose masks hide matching keys have examples of their own: those of which they see a row. `unit` names the
+annotation that groups examples which are not independent (`sampling_units`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import xarray as xr
 from jaxtyping import Bool, Float64, Int64
 
 from ..errors import ConfigError, NotFoundError
-from ..queries.evidence.sampling_units import sampling_units
+from ..queries.evidence.resampling import same_rows
+from ..queries.evidence.sampling_units import SamplingUnits, sampling_units
 from ..queries.pattern_search import SearchResult
 from ..schema.token_table import Column
-from .example_tests import groups_differ, interval, q_values, rank_correlation, two_sided, unit_codes
+from .example_tests import groups_differ, interval, q_values, rank_correlation, two_sided
 
 MAX_GROUPS = 12
 _HEADS = ("layer", "head")
@@ -37,21 +39,24 @@ class Versus:
     example: Int64[np.ndarray, "example"]
     """Numbers of the examples in which both patterns match."""
     difference: Float64[np.ndarray, "layer head example"] = field(repr=False)
-    """Mass of the pattern minus that of the other, of each example."""
+    """Mass of the pattern minus that of the other, of each example; NaN where the layer sees no row of one of them."""
     heads: xr.Dataset
     """`mass`, `mass_versus` (means over these examples, each with the same weight), `difference`, `low`, `high` (95 %),
-    `p_value` (two-sided, paired), `q_value`; dims (layer, head)."""
+    `p_value` (two-sided, paired), `q_value`, `examples` (number of them); dims (layer, head)."""
+    units: SamplingUnits
+    n_units: int
 
     def table(self) -> pd.DataFrame:
         """Return one row for each head, the largest absolute difference first."""
         table, _ = _table(self.heads, "difference")
-        return table.assign(versus=str(self.other.pattern), examples=len(self.example))
+        return table.assign(versus=str(self.other.pattern), examples=table["examples"].astype(np.int64))
 
     def extreme_examples(self, layer: int, head: int, n: int | None = None) -> list[tuple[int, float]]:
         """Return the examples with the largest differences in the direction of the head's mean, and the differences."""
         values = self.difference[self.search.site.layer_index(layer), head]
+        example, values = self.example[np.isfinite(values)], values[np.isfinite(values)]
         order = np.argsort(-values * (np.sign(values.mean()) or 1.0) if len(values) else values, kind="stable")[:n]
-        return list(zip(self.example[order].tolist(), values[order].tolist(), strict=True))
+        return list(zip(example[order].tolist(), values[order].tolist(), strict=True))
 
 
 def versus(result: SearchResult, others: Sequence[SearchResult], unit: str | None = None) -> list[Versus]:
@@ -65,7 +70,7 @@ def versus(result: SearchResult, others: Sequence[SearchResult], unit: str | Non
     ConfigError
         The searches are over different stores or sites.
     """
-    comparisons = []
+    comparisons, units = [], sampling_units(result.store, unit)
     for other in others:
         if other.store is not result.store or other.site.name != result.site.name:
             raise ConfigError("the searches have different stores or sites; expected two patterns over one site")
@@ -76,20 +81,28 @@ def versus(result: SearchResult, others: Sequence[SearchResult], unit: str | Non
             searched.example_mass.to_numpy()[:, :, index].astype(np.float64)
             for searched, index in ((result, own), (other, theirs))
         )
-        difference, codes = mass - other_mass, _codes(result, unit, numbers)
-        low, high = interval(difference, np.ones(len(numbers)), codes)
-        columns = {
-            "mass": _mean(mass),
-            "mass_versus": _mean(other_mass),
-            "difference": _mean(difference),
-            "low": low,
-            "high": high,
-            "p_value": two_sided(difference, codes),
-        }
-        comparisons.append((other, numbers.astype(np.int64), difference, columns))
+        numbers, difference = numbers.astype(np.int64), mass - other_mass
+        names = ("mass", "mass_versus", "difference", "low", "high", "p_value", "examples")
+        columns = {name: np.full(difference.shape[:2], np.nan) for name in names}
+        for layers, both in same_rows(np.asarray(np.isfinite(difference).all(axis=1))):
+            own, codes = difference[layers][:, :, both], units.of(numbers[both])
+            columns["low"][layers], columns["high"][layers] = interval(own, np.ones(len(codes)), codes)
+            columns["p_value"][layers] = two_sided(own, codes)
+            columns["examples"][layers] = len(codes)
+            for name, values in (("mass", mass), ("mass_versus", other_mass), ("difference", difference)):
+                columns[name][layers] = _mean(values[layers][:, :, both])
+        comparisons.append((other, numbers, difference, columns))
     q = q_values(np.stack([columns["p_value"] for *_, columns in comparisons])) if comparisons else []
     return [
-        Versus(result, other, numbers, difference, _dataset(columns | {"q_value": q_value}, result))
+        Versus(
+            result,
+            other,
+            numbers,
+            difference,
+            _dataset(columns | {"q_value": q_value}, result),
+            units,
+            units.count(numbers),
+        )
         for (other, numbers, difference, columns), q_value in zip(comparisons, q, strict=True)
     ]
 
@@ -105,6 +118,7 @@ class Split:
     examples: tuple[int, ...]
     """Number of examples with a match in each group."""
     rows: tuple[int, ...]
+    """Number of rows of each group, in the layer that sees most of them."""
     left_out: int
     """Number of examples with a match that have no label, or one of a group that is not compared."""
     groups: xr.Dataset
@@ -112,6 +126,8 @@ class Split:
     heads: xr.Dataset
     """`spread` (largest mass of a group minus the smallest), `p_value` (all groups equal), `q_value`; dims
     (layer, head)."""
+    units: SamplingUnits
+    n_units: int
 
     def table(self) -> pd.DataFrame:
         """Return one row for each head, the largest spread first; `mass_LABEL`, `low_LABEL`, `high_LABEL` of groups."""
@@ -156,34 +172,42 @@ def split_by(
             f"{column} has {len(set(chosen))} different values in the examples with a match; expected two or more groups"
         )
     group = np.array([chosen.index(value) if value in chosen else -1 for value in values], np.int64)
-    in_group = group >= 0
-    rows = result.example_mass["rows"].to_numpy()
-    sums = result.example_mass.to_numpy().astype(np.float64) * rows
-    codes = _codes(result, unit, numbers)
-    parts = []
-    for number in range(len(chosen)):
-        index = np.flatnonzero(group == number)
-        own_codes = unit_codes(codes[index], len(index))
-        low, high = interval(sums[:, :, index], rows[index], own_codes)
-        parts.append({"mass": sums[:, :, index].sum(axis=2) / rows[index].sum(), "low": low, "high": high})
+    in_group, units = group >= 0, sampling_units(result.store, unit)
+    sums = result.example_sums
+    shape = sums.shape[:2]
+    parts = {name: np.full((len(chosen), *shape), np.nan) for name in ("mass", "low", "high")}
+    p_value, n_rows = np.full(shape, np.nan), np.zeros((len(chosen), shape[0]), np.int64)
+    for layers, rows in same_rows(result.example_rows):
+        has_rows = rows > 0
+        for number in range(len(chosen)):
+            index = np.flatnonzero((group == number) & has_rows)
+            n_rows[number, layers] = rows[index].sum()
+            if len(index):
+                own = sums[layers][:, :, index]
+                parts["mass"][number, layers] = own.sum(axis=2) / rows[index].sum()
+                ends = interval(own, rows[index], units.of(numbers[index]))
+                parts["low"][number, layers], parts["high"][number, layers] = ends
+        index = np.flatnonzero(in_group & has_rows)
+        if len(np.unique(group[index])) == len(chosen):
+            own_codes = units.of(numbers[index])
+            p_value[layers] = groups_differ(sums[layers][:, :, index], rows[index], group[index], own_codes)
     groups = xr.Dataset(
-        {name: (("group", *_HEADS), np.stack([part[name] for part in parts])) for name in ("mass", "low", "high")},
+        {name: (("group", *_HEADS), values) for name, values in parts.items()},
         {"group": chosen, "layer": result.heads["layer"], "head": result.heads["head"]},
     )
-    p_value = groups_differ(
-        sums[:, :, in_group], rows[in_group], group[in_group], unit_codes(codes[in_group], int(in_group.sum()))
-    )
-    mass = groups["mass"].to_numpy()
+    mass = parts["mass"]
     columns = {"spread": mass.max(axis=0) - mass.min(axis=0), "p_value": p_value, "q_value": q_values(p_value)}
     return Split(
         result,
         column,
         tuple(chosen),
         tuple(int((group == number).sum()) for number in range(len(chosen))),
-        tuple(int(rows[group == number].sum()) for number in range(len(chosen))),
+        tuple(n_rows.max(axis=1, initial=0).tolist()),
         int((~in_group).sum()),
         groups,
         _dataset(columns, result),
+        units,
+        units.count(numbers[in_group]),
     )
 
 
@@ -196,22 +220,25 @@ class Correlated:
     example: Int64[np.ndarray, "example"]
     """Numbers of the examples with a match and a number."""
     value: Float64[np.ndarray, "example"]
-    n_units: int
     left_out: int
     """Number of examples with a match but without a number."""
     heads: xr.Dataset
-    """`rho`, `low`, `high` (95 %), `p_value` (two-sided), `q_value`; dims (layer, head)."""
+    """`rho`, `low`, `high` (95 %), `p_value` (two-sided), `q_value`, `examples` and `units` (numbers of them); dims
+    (layer, head)."""
+    units: SamplingUnits
+    n_units: int
 
     def table(self) -> pd.DataFrame:
         """Return one row for each head, the largest absolute correlation first."""
         table, _ = _table(self.heads, "rho")
-        return table.assign(examples=len(self.example), units=self.n_units)
+        return table.astype({"examples": np.int64, "units": np.int64})
 
     def scatter(self, layer: int, head: int) -> pd.DataFrame:
-        """Return the number and the mass of a head on each example: columns example, value and mass."""
+        """Return the number and the mass of a head on each example that the layer has rows of: example, value, mass."""
         index = np.searchsorted(self.search.example_mass["example"], self.example)
         mass = self.search.example_mass.to_numpy()[self.search.site.layer_index(layer), head, index]
-        return pd.DataFrame({"example": self.example, "value": self.value, "mass": mass.astype(np.float64)})
+        table = pd.DataFrame({"example": self.example, "value": self.value, "mass": mass.astype(np.float64)})
+        return table.take(np.flatnonzero(np.isfinite(mass)).tolist()).reset_index(drop=True)
 
 
 def correlate(result: SearchResult, column: str, unit: str | None = None) -> Correlated:
@@ -232,19 +259,24 @@ def correlate(result: SearchResult, column: str, unit: str | None = None) -> Cor
     has_number: Bool[np.ndarray, "example"] = np.isfinite(number)
     if len(np.unique(number[has_number])) < 2:
         raise ConfigError(f"{column} has the same value in all examples with a match; expected different numbers")
-    rows = result.example_mass["rows"].to_numpy()[has_number]
-    sums = result.example_mass.to_numpy()[:, :, has_number].astype(np.float64) * rows
-    codes = unit_codes(_codes(result, unit, numbers)[has_number], len(rows))
-    correlation = rank_correlation(sums, rows, number[has_number], codes)
-    columns = {name: getattr(correlation, name) for name in ("rho", "low", "high", "p_value")}
+    sums, units = result.example_sums, sampling_units(result.store, unit)
+    names = ("rho", "low", "high", "p_value", "examples", "units")
+    columns = {name: np.full(sums.shape[:2], np.nan) for name in names}
+    for layers, rows in same_rows(result.example_rows):
+        index = np.flatnonzero(has_number & (rows > 0))
+        correlation = rank_correlation(sums[layers][:, :, index], rows[index], number[index], units.of(numbers[index]))
+        for name in ("rho", "low", "high", "p_value"):
+            columns[name][layers] = getattr(correlation, name)
+        columns["examples"][layers], columns["units"][layers] = len(index), correlation.n_units
     return Correlated(
         result,
         column,
         numbers[has_number],
         number[has_number],
-        correlation.n_units,
         int((~has_number).sum()),
-        _dataset(columns | {"q_value": q_values(correlation.p_value)}, result),
+        _dataset(columns | {"q_value": q_values(columns["p_value"])}, result),
+        units,
+        units.count(numbers[has_number]),
     )
 
 
@@ -261,13 +293,6 @@ def _values(result: SearchResult, column: str, numbers: Int64[np.ndarray, "examp
     taken = values.take(position)
     missing = values.missing
     return [None if value is None or value == missing or value != value else value for value in taken.to_list()]
-
-
-def _codes(
-    result: SearchResult, unit: str | None, numbers: Int64[np.ndarray, "example"]
-) -> Int64[np.ndarray, "example"]:
-    """Return the sampling unit of each of some examples."""
-    return sampling_units(result.store, unit).of(numbers)
 
 
 def _mean(values: Float64[np.ndarray, "layer head example"]) -> Float64[np.ndarray, "layer head"]:

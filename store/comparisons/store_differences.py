@@ -22,7 +22,7 @@ import xarray as xr
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from ..errors import ConfigError, NotFoundError
-from ..queries.evidence.sampling_units import sampling_units
+from ..queries.evidence.sampling_units import SamplingUnits, sampling_units
 from ..reading.block_weights import closest_rows
 from ..reading.snapshot import Snapshot
 from ..schema.token_table import TokenTable
@@ -84,6 +84,9 @@ class StoreDifference:
     """Number of examples left out, by reason."""
     is_complete: bool
     """False if the comparison was stopped before its end."""
+    units: SamplingUnits
+    """Sampling units of the first store of the call."""
+    n_units: int
 
     def table(self) -> pd.DataFrame:
         """Return one row for each head, the largest divergence first, with the differences of statistics."""
@@ -176,7 +179,8 @@ def diff(
     if names is None:
         stored = [set(store.statistic_names(sites[0].name)) for store in stores]
         names = [name for name in stores[0].statistic_names(sites[0].name) if all(name in s for s in stored)]
-    units = dict(zip(stores[0].example_ids(), sampling_units(stores[0], unit).unit.tolist(), strict=True))
+    named = sampling_units(stores[0], unit)
+    units = dict(zip(stores[0].example_ids(), named.unit.tolist(), strict=True))
     aligned = [_align(*pair, sites[0], n_examples, seed) for pair in itertools.pairwise(stores)]
     planned, done = sum(len(examples.sample) for examples in aligned), 0
 
@@ -186,7 +190,7 @@ def diff(
         on_progress(done, planned)
 
     differences = [
-        _compare_stores(both, both_sites, examples, names, units, threads, advance, stop)
+        _compare_stores(both, both_sites, examples, names, named, units, threads, advance, stop)
         for both, both_sites, examples in zip(
             itertools.pairwise(stores), itertools.pairwise(sites), aligned, strict=True
         )
@@ -203,6 +207,7 @@ def _compare_stores(
     sites: tuple[Site, Site],
     examples: _Aligned,
     names: Sequence[str],
+    named: SamplingUnits,
     units: dict[str, int],
     threads: int,
     advance: Callable[[], None],
@@ -243,6 +248,8 @@ def _compare_stores(
         examples.n_shared,
         examples.refused,
         len(results) == len(examples.sample),
+        named,
+        int(codes.max(initial=-1)) + 1,
     )
 
 

@@ -40,6 +40,10 @@ class Matches:
     def __len__(self) -> int:
         return len(self.pair)
 
+    def select(self, matches: slice | Bool[np.ndarray, "match"]) -> Matches:
+        """Select matches."""
+        return Matches(self.first_pair, self.last_pair, self.pair[matches], self.query[matches], self.key[matches])
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
@@ -60,6 +61,19 @@ class MatchingRows:
     def first_of_example(self) -> Int64[np.ndarray, "matched_example"]:
         """Index of the first row of each example that has rows in the block."""
         return np.flatnonzero(np.concatenate([[True], self.example[1:] != self.example[:-1]]))
+
+    def of_mask(self, mask: LayerMask) -> Self | None:
+        """Leave out the matches whose keys the mask hides, and rows without another match; None if no row is left."""
+        if mask.is_open:
+            return self
+        visible = self.is_visible(mask)
+        if not visible.any():
+            return None
+        return self if visible.all() else replace(self, matches=self.matches.select(visible))
+
+    def count_rows(self, scores: Int64[np.ndarray, "example"]) -> None:
+        """Add the number of rows of each example of the segment to `scores`."""
+        scores += np.bincount(self.example, minlength=len(scores))
 
     def is_visible(self, mask: LayerMask) -> Bool[np.ndarray, "match"]:
         """Return True for each match whose key its row sees."""

@@ -1,4 +1,4 @@
-"""Notes on a search result: texts that no token has, with the nearest texts, and columns that some segments lack."""
+"""Notes on a search result: texts that no token has, columns that some segments lack, words and rows left out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from ..patterns import Pattern, Vocabulary
 from ..patterns.evaluate import Evaluator
-from ..patterns.token_fields import Values
+from ..patterns.segment_matcher import segment_matcher
+from ..patterns.token_fields import WORD_FIELDS, Values, word_field_names
 from ..patterns.tree import Compare, Constant, Member, Node, Reference, to_text, walk
 from ..reading.segment import Segment
+from ..reading.snapshot import Snapshot
+from ..schema.traces import Site
+from ..schema.words_without_tokens import words_left_out
+from .segment_scan import SegmentScores
 
 MAX_CANDIDATES = 20_000
 Lookup = tuple[Reference, str]
@@ -78,3 +84,40 @@ def describe(field: Reference) -> str:
 
 def _without_steps(field: Reference) -> Reference:
     return Reference(field.side, field.name)
+
+
+def text_notes(store: Snapshot, site: Site, pattern: Pattern, vocabulary: Vocabulary, words: bool) -> Iterator[str]:
+    """Write a note on each text of the pattern that no token has."""
+    lookups = set(text_lookups(pattern.node))
+    for segment in store.segments:
+        if not lookups:
+            return
+        lookups = missing_texts(lookups, segment_matcher(segment, site, pattern, vocabulary, words=words).evaluator)
+    for reference, text in sorted(lookups, key=lambda lookup: (lookup[0].name, lookup[1])):
+        counts: Counter[str] = Counter()
+        for segment in store.segments:
+            counts += count_texts(reference, segment_matcher(segment, site, pattern, vocabulary, words=words).evaluator)
+        yield note_on(reference, text, counts)
+
+
+def hidden_notes(site: Site, scans: Sequence[SegmentScores], words: bool) -> Iterator[str]:
+    """Write a note on the rows that do not count in some layers, because the mask hides their matching keys."""
+    matched = sum(int(scores.matched_rows.sum()) for scores in scans)
+    for mask, layers in site.layers_of_masks.items():
+        n_hidden = matched - sum(int(scores.rows[layers[0]].sum()) for scores in scans)
+        if n_hidden:
+            numbers = ", ".join(str(site.layers[layer]) for layer in layers)
+            yield (
+                f"{n_hidden:,} of {matched:,} {'words' if words else 'rows'} do not count in layer{'s' * (len(layers) > 1)} "
+                f"{numbers}: {mask} hides their matching keys"
+            )
+
+
+def word_notes(store: Snapshot, site: Site, pattern: Pattern, words: bool) -> Iterator[str]:
+    """Write a note on each reason why words have no token, if the search is between words or names a field of words."""
+    sequences = dict.fromkeys((site.query_sequence, site.key_sequence))
+    fields = {node.name for node in walk(pattern.node) if isinstance(node, Reference) and node.side != "example"}
+    for sequence in sequences:
+        tables = [segment.tokens(sequence) for segment in store.segments]
+        if words or fields & set(WORD_FIELDS).union(*(word_field_names(table.word_columns) for table in tables)):
+            yield from map(str, words_left_out(tables))

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int64
 from ..errors import ConfigError, NotFoundError
 from ..reading.snapshot import Snapshot
 from ..schema.token_table import TokenFlag, TokenTable
-from .evidence.resampling import bootstrap_interval, false_discovery_rate, p_above_zero, p_two_sided
+from .evidence.resampling import bootstrap_interval, false_discovery_rate, p_above_zero, p_two_sided, same_rows
 from .evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 from .pattern_search import SearchResult
 
@@ -32,6 +32,7 @@ FLOAT_ROUNDING = 1e-6
 """Differences of this size come from the order of sums, which depends on the batch."""
 EDGE_ROUNDING = 2.0**-11
 """Rounding of an edge's float16."""
+HEAD_COLUMNS = ("difference", "low", "high", "mass_first", "mass_second", "p_value")
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ class Contrast:
     pair_index: Int64[np.ndarray, "pair"]
     """Indices of the compared pairs, whose members both have a matching row."""
     difference: Float[np.ndarray, "layer head pair"]
+    """NaN in layers that see no matching row of one of the members."""
     heads: xr.Dataset
     """`difference`, `low`, `high` (95 % bootstrap over units), `mass_first`, `mass_second` (NaN for attention itself),
     `p_value` (paired test over units: two-sided for a pattern; for attention itself one-sided, above the mean of all
@@ -161,7 +163,7 @@ class Contrast:
     def table(self) -> pd.DataFrame:
         """Return one row for each head, the largest absolute difference first."""
         table = self.heads.to_dataframe(dim_order=["layer", "head"]).reset_index()
-        table["pairs"] = len(self.pair_index)
+        table["pairs"] = np.isfinite(self.difference).sum(axis=-1).ravel()
         order = np.argsort(-np.abs(np.nan_to_num(table["difference"].to_numpy())), kind="stable")
         return table.take(order.tolist()).reset_index(drop=True)
 
@@ -182,8 +184,10 @@ class Contrast:
                 f"0:{self.heads.sizes['head']}"
             )
         values = self.difference[layers.index(layer), head]
+        is_compared = np.isfinite(values)
+        values, pairs = values[is_compared], self.pair_index[is_compared]
         order = np.argsort(-values * np.sign(values.mean()) if len(values) else values, kind="stable")[:n]
-        pairs = self.pair_index[order]
+        pairs = pairs[order]
         names = [self.pairs.names[pair] for pair in pairs.tolist()]
         first, second = self.pairs.first[pairs].tolist(), self.pairs.second[pairs].tolist()
         return list(zip(names, first, second, values[order].tolist(), strict=True))
@@ -208,11 +212,20 @@ def contrast(result: SearchResult, pairs: MinimalPairs, seed: int = 0, *, unit: 
     mass = result.example_mass.to_numpy().astype(np.float64)
     first, second = mass[:, :, first_index[pair_index]], mass[:, :, second_index[pair_index]]
     difference = second - first  # [layer, head, pair]
-    code = units.of(pairs.first[pair_index])
+    is_seen = np.isfinite(difference).any(axis=(0, 1))
+    pair_index, difference = pair_index[is_seen], difference[:, :, is_seen]
+    first, second = first[:, :, is_seen], second[:, :, is_seen]
     rounding = _rounding(result.store, result.basis)
-    p_value = p_two_sided(unit_sums(_above_rounding(difference, rounding), code))
-    heads = _head_columns(difference, (first, second), p_value, code, result.heads.coords, seed)
-    return Contrast(result, pairs, pair_index, difference, heads, units, len(np.unique(code)), rounding)
+    columns = {name: np.full(difference.shape[:2], np.nan) for name in HEAD_COLUMNS}
+    for layers, compared in same_rows(np.asarray(np.isfinite(difference).all(axis=1))):
+        own, code = difference[layers][:, :, compared], units.of(pairs.first[pair_index[compared]])
+        p_value = p_two_sided(unit_sums(_above_rounding(own, rounding), code))
+        masses = first[layers][:, :, compared], second[layers][:, :, compared]
+        for name, values in _head_columns(own, masses, p_value, code, seed).items():
+            columns[name][layers] = values
+    heads = _head_dataset(columns, result.heads.coords)
+    n_units = units.count(pairs.first[pair_index])
+    return Contrast(result, pairs, pair_index, difference, heads, units, n_units, rounding)
 
 
 def _rounding(store: Snapshot, basis: str) -> float:
@@ -272,7 +285,7 @@ def attention_contrast(
     p_value = p_above_zero(unit_sums(difference - difference.mean(axis=(0, 1)), code), FLOAT_ROUNDING)
     coords = {"layer": np.array(site_spec.layers), "head": np.arange(site_spec.n_heads)}
     no_mass = np.full(difference.shape, np.nan)
-    heads = _head_columns(difference, (no_mass, no_mass), p_value, code, coords, seed)
+    heads = _head_dataset(_head_columns(difference, (no_mass, no_mass), p_value, code, seed), coords)
     index = np.arange(len(pairs.names))
     return Contrast(None, pairs, index, difference, heads, units, len(np.unique(code)), rounding)
 
@@ -282,25 +295,21 @@ def _head_columns(
     masses: tuple[Float[np.ndarray, "layer head pair"], Float[np.ndarray, "layer head pair"]],
     p_value: Float[np.ndarray, "layer head"],
     code: Int64[np.ndarray, "pair"],
-    coords: Mapping[Any, Any],
     seed: int,
-) -> xr.Dataset:
-    """Compute `Contrast.heads`; `masses` are those of the first and the second members, `code` is the unit of a pair."""
+) -> dict[str, Float[np.ndarray, "layer head"]]:
+    """Compute `Contrast.heads` without q; `masses` are those of the first and the second members, `code` is the unit of a pair."""
     n_pairs = difference.shape[-1]
     low, high = bootstrap_interval(unit_sums(difference, code), np.bincount(code), bounds=(-1, 1), seed=seed)
 
     def mean(values: np.ndarray) -> np.ndarray:
         return values.mean(axis=-1) if n_pairs else np.full(values.shape[:-1], np.nan)
 
-    columns = {
-        "difference": mean(difference),
-        "low": low,
-        "high": high,
-        "mass_first": mean(masses[0]),
-        "mass_second": mean(masses[1]),
-        "p_value": p_value,
-        "q_value": false_discovery_rate(p_value),
-    }
+    values = (mean(difference), low, high, mean(masses[0]), mean(masses[1]), p_value)
+    return dict(zip(HEAD_COLUMNS, values, strict=True))
+
+
+def _head_dataset(columns: dict[str, Float[np.ndarray, "layer head"]], coords: Mapping[Any, Any]) -> xr.Dataset:
+    columns = columns | {"q_value": false_discovery_rate(columns["p_value"])}
     return xr.Dataset({n: (("layer", "head"), v) for n, v in columns.items()}, dict(coords))
 
 

@@ -1,6 +1,6 @@
 """Pattern search: ranks the heads of a store by a pattern, with examples and their strongest edges.
 
-The scores of a head are computed over the rows (query tokens) that have at least one matching key:
+The scores of a head are computed over the rows (query tokens) that see at least one matching key in the layer:
 
 - mass: mean attention of a row to its matching keys,
 - hit rate: share of rows whose strongest key matches,
@@ -13,8 +13,7 @@ The scores of a head are computed over the rows (query tokens) that have at leas
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import get_args
@@ -28,15 +27,12 @@ from ..errors import ConfigError
 from ..patterns import Pattern, Vocabulary
 from ..patterns.matching import Matcher
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
-from ..patterns.token_fields import WORD_FIELDS, word_field_names
-from ..patterns.tree import Reference, walk
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, plan_segment, segment_word_attention
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site, head_index
-from ..schema.words_without_tokens import words_left_out
-from .answer_notes import column_notes, count_texts, missing_texts, note_on, text_lookups
+from .answer_notes import column_notes, hidden_notes, text_notes, word_notes
 from .evidence.baselines import Baselines, compute_baselines
 from .evidence.search_evidence import Evidence, compute_evidence
 from .search_plan import Client, SearchPlan
@@ -82,8 +78,9 @@ class SearchResult:
     """`mass`, `hit_rate`, `baseline`, `lift` and, if `mass` is a lower bound, `mass_upper`; dims (layer, head),
     float64."""
     example_mass: xr.DataArray
-    """Mass of each head on each example that has a matching pair, float32, dims (layer, head, example); coordinates
-    `example` (numbers in the store) and `rows`."""
+    """Mass of each head on each example of which a layer has rows, float32, dims (layer, head, example); NaN in layers
+    whose mask hides the matching keys of all its rows. Coordinates `example` (numbers in the store) and `rows` (layer,
+    example)."""
     n_examples_searched: int
     is_complete: bool
     """False if the search was stopped before its end."""
@@ -95,13 +92,23 @@ class SearchResult:
 
     @property
     def rows(self) -> int:
-        """Number of query tokens with at least one matching key."""
-        return int(self.example_mass["rows"].sum())
+        """Number of query tokens that see a matching key, in the layer that has most of them."""
+        return int(self.example_rows.sum(axis=1).max(initial=0))
 
     @property
     def n_examples(self) -> int:
-        """Number of examples with at least one matching pair."""
+        """Number of examples of which a layer has rows."""
         return self.example_mass.sizes["example"]
+
+    @property
+    def example_rows(self) -> Int64[np.ndarray, "layer example"]:
+        """Number of rows of each example in each layer."""
+        return self.example_mass["rows"].to_numpy()
+
+    @cached_property
+    def example_sums(self) -> Float64[np.ndarray, "layer head example"]:
+        """Mass summed over the rows of each example; 0 without rows."""
+        return np.nan_to_num(self.example_mass.to_numpy().astype(np.float64)) * self.example_rows[:, None]
 
     @cached_property
     def baselines(self) -> Baselines:
@@ -118,7 +125,7 @@ class SearchResult:
 
         Columns: layer, head, mass, hit_rate, baseline, lift, rows, examples, and from `evidence` (default: that of this
         search) mass_low, mass_high, offset_baseline, offset_lift, for each null expected_NULL, above_NULL, p_NULL and
-        q_NULL, and rank. The best head has rank 1. The rank is missing if there are too few rows or sampling units.
+        q_NULL, and rank. The best head has rank 1. The rank is missing if the layer has too few rows or sampling units.
 
         Raises
         ------
@@ -130,24 +137,25 @@ class SearchResult:
         evidence = evidence or self.evidence
         table = self.heads.to_dataframe(dim_order=["layer", "head"]).reset_index()
         table = table.drop(columns=[c for c in table.columns if c not in ("layer", "head", *self.heads.data_vars)])
-        table["rows"], table["examples"] = self.rows, self.n_examples
-        for name in ("mass_low", "mass_high"):
+        table["rows"] = np.repeat(self.example_rows.sum(axis=1), self.site.n_heads)
+        table["examples"] = np.repeat((self.example_rows > 0).sum(axis=1), self.site.n_heads)
+        for name in ("mass_low", "mass_high", "offset_baseline", "offset_lift"):
             table[name] = evidence.heads[name].to_numpy().ravel()
-        table["offset_baseline"] = evidence.offset_baseline
-        table["offset_lift"] = evidence.heads["offset_lift"].to_numpy().ravel()
         for null in evidence.nulls:
             for name in ("expected", "above", "p_value", "q_value"):
                 table[f"{name.removesuffix('_value')}_{null.name}"] = null.heads[name].to_numpy().ravel()
+        table["rank"] = np.repeat(evidence.supported, self.site.n_heads)
         table = table.sort_values(by, ascending=False, kind="stable", na_position="last", ignore_index=True)
-        rank = pd.array(range(1, len(table) + 1), dtype="Int64")
-        rank[~np.isfinite(table[by].to_numpy()) if evidence.is_supported else slice(None)] = pd.NA
+        is_ranked = table["rank"].to_numpy() & np.isfinite(table[by].to_numpy())
+        rank = pd.array(np.cumsum(is_ranked), dtype="Int64")
+        rank[~is_ranked] = pd.NA
         return table.assign(rank=rank)
 
     def ranked_examples(self, layer: int, head: int) -> Int64[np.ndarray, "example"]:
-        """Rank the examples with a match by the head's mass, then by their rows, then by their numbers."""
-        mass = self._of_head(layer, head)
-        rows = self.example_mass["rows"].to_numpy()
-        return self.example_mass["example"].to_numpy()[np.lexsort((-rows, -mass))]
+        """Rank the examples with rows in this layer by the head's mass, then by their rows, then by their numbers."""
+        mass, rows = self._of_head(layer, head), self.example_rows[self.site.layer_index(layer)]
+        order = np.lexsort((-rows, -mass))
+        return self.example_mass["example"].to_numpy()[order[rows[order] > 0]]
 
     def top_examples(self, layer: int, head: int, n: int = 10, start: int = 0) -> list[ExampleHit]:
         """Return the examples `start` to `start + n` of the head's ranking, each with its strongest matching edge."""
@@ -168,7 +176,7 @@ class SearchResult:
         first rows. `check` is called between reads and may raise an error to end them.
         """
         position = dict(zip(self.example_mass["example"].to_numpy().tolist(), range(self.n_examples), strict=True))
-        mass, rows = self._of_head(layer, head), self.example_mass["rows"].to_numpy()
+        mass, rows = self._of_head(layer, head), self.example_rows[self.site.layer_index(layer)]
         return [
             self._hit(number, layer, head, float(mass[position[number]]), int(rows[position[number]]), max_pairs, check)
             for number in examples.tolist()
@@ -326,8 +334,9 @@ def search(
         len(scans) == len(store.segments),
         vocabulary,
         (
-            *_text_notes(store, site_spec, pattern, vocabulary, words is not None),
-            *_word_notes(store, site_spec, pattern, words is not None),
+            *text_notes(store, site_spec, pattern, vocabulary, words is not None),
+            *word_notes(store, site_spec, pattern, words is not None),
+            *hidden_notes(site_spec, [scores for _, scores in scans], words is not None),
             *column_notes(store.segments, pattern.node),
         ),
         words,
@@ -341,22 +350,24 @@ def _summarise(
     shape = site.n_layers, site.n_heads
     mass, slack, hits = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
     uniform = np.zeros(site.n_layers)
-    numbers, n_rows, means = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty((*shape, 0), np.float32)]
+    numbers, n_rows = [np.empty(0, np.int64)], [np.empty((site.n_layers, 0), np.int64)]
+    means = [np.empty((*shape, 0), np.float32)]
     for segment, scores in scans:
-        matched = np.flatnonzero(scores.example_rows)
-        rows = scores.example_rows[matched]
+        matched = np.flatnonzero(scores.rows.any(axis=0))
+        rows = scores.rows[:, matched]
         numbers.append(segment.first_example + matched)
         n_rows.append(rows)
-        means.append((scores.mass[:, :, matched] / rows).astype(np.float32))
+        with np.errstate(invalid="ignore"):  # 0 / 0: no row in this layer
+            means.append((scores.mass[:, :, matched] / rows[:, None]).astype(np.float32))
         mass += scores.mass.sum(axis=2)
         slack, hits, uniform = slack + scores.slack, hits + scores.hits, uniform + scores.uniform
-    total = int(np.concatenate(n_rows).sum())
+    total = np.concatenate(n_rows, axis=1).sum(axis=1)[:, None]
     layer, head = np.array(site.layers), np.arange(site.n_heads)
 
     def mean(values: np.ndarray) -> np.ndarray:
-        return values / total if total else np.full(values.shape, np.nan)
+        return np.divide(values, total, out=np.full(values.shape, np.nan), where=total > 0)
 
-    baseline = np.repeat(mean(uniform)[:, None], site.n_heads, axis=1)
+    baseline = np.repeat(mean(uniform[:, None]), site.n_heads, axis=1)
     columns = {"mass": mean(mass), "hit_rate": mean(hits), "baseline": baseline}
     columns["lift"] = np.divide(columns["mass"], baseline, out=np.full(shape, np.nan), where=baseline > 0)
     if basis == "edges" or (basis == "attention" and is_sparse):
@@ -370,32 +381,9 @@ def _summarise(
             "layer": layer,
             "head": head,
             "example": np.concatenate(numbers),
-            "rows": ("example", np.concatenate(n_rows)),
+            "rows": (("layer", "example"), np.concatenate(n_rows, axis=1)),
         },
         ("layer", "head", "example"),
         "mass",
     )
     return heads, example_mass
-
-
-def _text_notes(store: Snapshot, site: Site, pattern: Pattern, vocabulary: Vocabulary, words: bool) -> Iterator[str]:
-    lookups = set(text_lookups(pattern.node))
-    for segment in store.segments:
-        if not lookups:
-            return
-        lookups = missing_texts(lookups, segment_matcher(segment, site, pattern, vocabulary, words=words).evaluator)
-    for reference, text in sorted(lookups, key=lambda lookup: (lookup[0].name, lookup[1])):
-        counts: Counter[str] = Counter()
-        for segment in store.segments:
-            counts += count_texts(reference, segment_matcher(segment, site, pattern, vocabulary, words=words).evaluator)
-        yield note_on(reference, text, counts)
-
-
-def _word_notes(store: Snapshot, site: Site, pattern: Pattern, words: bool) -> Iterator[str]:
-    """Write a note on each reason why words have no token, if the search is between words or names a field of words."""
-    sequences = dict.fromkeys((site.query_sequence, site.key_sequence))
-    fields = {node.name for node in walk(pattern.node) if isinstance(node, Reference) and node.side != "example"}
-    for sequence in sequences:
-        tables = [segment.tokens(sequence) for segment in store.segments]
-        if words or fields & set(WORD_FIELDS).union(*(word_field_names(table.word_columns) for table in tables)):
-            yield from map(str, words_left_out(tables))

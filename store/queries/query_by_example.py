@@ -22,17 +22,18 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from ..errors import ConfigError, NotFoundError
 from ..patterns import LIBRARY, LibraryPattern, Pattern
 from ..patterns.segment_matcher import site_vocabulary
 from ..reading.attention_rebuild import why_not_rebuilt
 from ..reading.snapshot import Snapshot
+from ..reading.visible_keys import visible_rows
 from ..schema.traces import Site
 from .arc_hypotheses import Hypothesis, hypotheses
 from .evidence.resampling import bootstrap_interval
-from .evidence.sampling_units import sampling_units, unit_sums
+from .evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 from .evidence.search_evidence import MINIMUM_ROWS
 from .marked_arcs import Arc, check_arcs, parse_arcs
 from .pattern_search import ExampleHit, SearchResult, search
@@ -51,14 +52,19 @@ class Candidate:
     hypothesis: Hypothesis
     result: SearchResult
     arc_mean: Float64[np.ndarray, "layer head"]
-    """Mean attention on the arcs."""
+    """Mean attention on the arcs that the layer shows; NaN if its mask hides all."""
     is_unmarked: Bool[np.ndarray, "example"]
     """True for each matched example of the search without an arc."""
 
     @property
     def rows(self) -> int:
-        """Number of rows with a matching key in unmarked examples."""
-        return int(self._rows.sum())
+        """Number of rows that see a matching key in unmarked examples, in the layer that has most of them."""
+        return int(self.layer_rows.max(initial=0))
+
+    @cached_property
+    def layer_rows(self) -> Int64[np.ndarray, "layer"]:
+        """Number of rows in unmarked examples in each layer."""
+        return self._rows.sum(axis=1)
 
     @property
     def n_examples(self) -> int:
@@ -71,24 +77,27 @@ class Candidate:
         return self.rows >= MINIMUM_ROWS and self.n_examples >= MINIMUM_EXAMPLES
 
     @cached_property
-    def _rows(self) -> np.ndarray:
-        return self.result.example_mass["rows"].to_numpy()[self.is_unmarked]
+    def _rows(self) -> Int64[np.ndarray, "layer example"]:
+        return self.result.example_rows[:, self.is_unmarked]
 
     @cached_property
     def _sums(self) -> Float64[np.ndarray, "layer head example"]:
-        return self.result.example_mass.to_numpy()[:, :, self.is_unmarked].astype(np.float64) * self._rows
+        return self.result.example_sums[:, :, self.is_unmarked]
 
     @cached_property
     def mass(self) -> Float64[np.ndarray, "layer head"]:
         """Mean attention on matching keys in unmarked examples; NaN without rows."""
-        return self._sums.sum(axis=2) / self.rows if self.rows else np.full(self.arc_mean.shape, np.nan)
+        return self._mean(self._sums.sum(axis=2))
 
     @cached_property
     def baseline(self) -> Float64[np.ndarray, "layer head"]:
         """The mass of uniform attention."""
         uniform = self.result.baselines.uniform[:, self.is_unmarked].sum(axis=1)
-        layer_mean = uniform / self.rows if self.rows else np.full(len(uniform), np.nan)
-        return np.repeat(layer_mean[:, None], self.arc_mean.shape[1], axis=1)
+        return self._mean(np.repeat(uniform[:, None], self.arc_mean.shape[1], axis=1))
+
+    def _mean(self, sums: Float64[np.ndarray, "layer head"]) -> Float64[np.ndarray, "layer head"]:
+        rows = self.layer_rows[:, None]
+        return np.divide(sums, rows, out=np.full(sums.shape, np.nan), where=rows > 0)
 
     @cached_property
     def information(self) -> Float64[np.ndarray, "layer head"]:
@@ -97,18 +106,22 @@ class Candidate:
 
     @cached_property
     def score(self) -> Float64[np.ndarray, "layer head"]:
-        """`arc_mean` times `information`."""
-        return self.arc_mean * np.nan_to_num(self.information)
+        """`arc_mean` times `information`; 0 for heads without arcs or rows."""
+        return np.nan_to_num(self.arc_mean) * np.nan_to_num(self.information)
 
     @property
     def best_score(self) -> float:
         """Score of its best head."""
         return float(self.score.max(initial=0))
 
-    def interval(self) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
-        """Compute the 95 % bootstrap interval of the mass over the store's sampling units."""
-        numbers = self.result.example_mass["example"].to_numpy()[self.is_unmarked]
-        unit = sampling_units(self.result.store).of(numbers)
+    @property
+    def example(self) -> Int64[np.ndarray, "example"]:
+        """Numbers of the unmarked examples with a match."""
+        return self.result.example_mass["example"].to_numpy()[self.is_unmarked]
+
+    def interval(self, units: SamplingUnits) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
+        """Compute the 95 % bootstrap interval of the mass over sampling units."""
+        unit = units.of(self.example)
         return bootstrap_interval(unit_sums(self._sums, unit), unit_sums(self._rows, unit), bounds=(0, 1))
 
 
@@ -120,11 +133,23 @@ class LikeResult:
     site: Site
     arcs: tuple[Arc, ...]
     arc_attention: xr.DataArray
-    """Attention on each arc, dims (layer, head, arc)."""
+    """Attention on each arc, dims (layer, head, arc); NaN in layers whose mask hides the arc."""
     candidates: tuple[Candidate, ...]
     """The patterns that were searched, in the order of their bits."""
     n_hypotheses: int
     """Number of patterns that hold for the arcs."""
+    units: SamplingUnits
+    """Sampling units of the store."""
+
+    @property
+    def n_units(self) -> int:
+        """Number of sampling units with a match of the chosen pattern."""
+        return self.units.count(self.chosen.example)
+
+    @property
+    def hidden_arcs(self) -> Int64[np.ndarray, "layer"]:
+        """Number of arcs that the mask of each layer hides."""
+        return np.isnan(self.arc_attention.to_numpy()[:, 0]).sum(axis=1)
 
     @property
     def chosen(self) -> Candidate:
@@ -140,7 +165,7 @@ class LikeResult:
         low, high (95 % interval), baseline, lift, information, rows, examples.
         """
         candidate = candidate or self.chosen
-        low, high = candidate.interval()
+        low, high = candidate.interval(self.units)
         columns = {
             "score": candidate.score,
             "there": candidate.arc_mean,
@@ -158,7 +183,8 @@ class LikeResult:
             "information": candidate.information,
         }
         table = pd.DataFrame({**self.site.head_columns(), **{name: v.ravel() for name, v in columns.items()}})
-        table["rows"], table["examples"] = candidate.rows, candidate.n_examples
+        table["rows"] = np.repeat(candidate.layer_rows, self.site.n_heads)
+        table["examples"] = candidate.n_examples
         return table.sort_values(["score", "there"], ascending=False, kind="stable", ignore_index=True)
 
     def patterns(self) -> pd.DataFrame:
@@ -199,6 +225,7 @@ def like(
     library: Mapping[str, LibraryPattern] = LIBRARY,
     n_candidates: int = N_CANDIDATES,
     basis: RequestedBasis = "auto",
+    unit: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> LikeResult:
     """Find heads that attend along the marked arcs and do the same in the other examples of the corpus.
@@ -214,20 +241,27 @@ def like(
         Number of patterns that are searched, of those that hold for the arcs.
     basis
         Data to read, as in `search`.
+    unit
+        Sampling unit of the intervals (`sampling_units`).
     on_progress
         Called with the numbers of patterns done and planned.
 
     Raises
     ------
     ConfigError, NotFoundError
-        An arc cannot be read, or an example, position or site does not exist.
+        An arc cannot be read, or an example, position, site or sampling unit does not exist.
     """
-    site_spec = store.site(site)
+    site_spec, units = store.site(site), sampling_units(store, unit)
     if n_candidates < 1:
         raise ConfigError(f"n_candidates is {n_candidates}; expected at least 1")
     marked = _arcs(store, arcs)
     check_arcs(store, site_spec, marked)
     weights = arc_weights(store, site_spec, marked)
+    is_shown = np.isfinite(weights)
+    n_shown = is_shown.sum(axis=2)
+    arc_mean = np.divide(
+        np.where(is_shown, weights, 0).sum(axis=2), n_shown, out=np.full(n_shown.shape, np.nan), where=n_shown > 0
+    )
     matching_hypotheses = hypotheses(store, site_spec, site_vocabulary(store, site_spec), marked, library)
     if not matching_hypotheses:
         raise NotFoundError("no pattern holds for all of these arcs; mark fewer arcs, or arcs that are more alike")
@@ -238,7 +272,7 @@ def like(
         is_unmarked = ~np.isin(result.example_mass["example"].to_numpy(), numbers)
         # An equivalent pattern (deprel and relation without subtypes) is skipped: the shorter one came first.
         if not any(result.example_mass.equals(c.result.example_mass) for c in candidates):
-            candidates.append(Candidate(hypothesis, result, weights.mean(axis=2).astype(np.float64), is_unmarked))
+            candidates.append(Candidate(hypothesis, result, arc_mean, is_unmarked))
         on_progress(done + 1, len(selection))
     arc_attention = xr.DataArray(
         weights,
@@ -246,7 +280,9 @@ def like(
         ("layer", "head", "arc"),
         "attention",
     )
-    return LikeResult(store, site_spec, tuple(marked), arc_attention, tuple(candidates), len(matching_hypotheses))
+    return LikeResult(
+        store, site_spec, tuple(marked), arc_attention, tuple(candidates), len(matching_hypotheses), units
+    )
 
 
 def information(
@@ -264,20 +300,28 @@ def information(
 
 
 def arc_weights(store: Snapshot, site: Site, arcs: Sequence[Arc]) -> Float32[np.ndarray, "layer head arc"]:
-    """Read the attention of every head on each arc, from edges if the store has neither attention nor query and key."""
+    """Read the attention of every head on each arc, from edges if the store has neither attention nor query and key.
+
+    NaN in layers whose mask hides the arc.
+    """
     weights = np.zeros((site.n_layers, site.n_heads, len(arcs)), np.float32)
     keep = store.spec.keep
     by_edges = keep.attention is None and why_not_rebuilt(site, keep) is not None
     for index, arc in enumerate(arcs):
-        example = store.examples[arc.example]
+        example, segment = store.examples[arc.example], store.segment_of(arc.example)
+        row = arc.query, arc.query + 1
         for layer_index, layer in enumerate(site.layers):
-            if by_edges:
+            visible = visible_rows(segment, site, layer_index, arc.example - segment.first_example, slice(*row))
+            if not visible[0, arc.key]:
+                weights[layer_index, :, index] = np.nan
+            elif by_edges:
                 edges = example.edges(layer, site=site.name)
                 key, weight = (edges[name].to_numpy()[:, arc.query] for name in ("key_pos", "weight"))
                 weights[layer_index, :, index] = np.where(key == arc.key, weight, 0).max(axis=1)
             else:
-                row = slice(arc.query, arc.query + 1)
-                weights[layer_index, :, index] = example.attention(layer, site=site.name, query=row)[:, 0, arc.key]
+                weights[layer_index, :, index] = example.attention(layer, site=site.name, query=slice(*row))[
+                    :, 0, arc.key
+                ]
     return weights
 
 

@@ -56,7 +56,7 @@ def _row(y: float, row: dict) -> list[str]:
     arrow = "→" if row["direction"] == "to_head" else "←"
     title = (
         f"{row['relation']}: head {row['layer']}.{row['head']} {row['accuracy']:.1%} "
-        f"({row['low']:.1%}–{row['high']:.1%}), offset {row['offset']:+d} {row['offset_baseline']:.1%}, "
+        f"({row['low']:.1%}–{row['high']:.1%}), offset {'/'.join(f'{offset:+d}' for offset in row['offsets'])} {row['offset_baseline']:.1%}, "
         f"chance {row['baseline']:.1%}, n = {row['n']:,}"
     )
     # There is no interval for a single sentence.

@@ -43,9 +43,12 @@ class Stopped(Exception):
 
 @dataclass
 class SegmentScores:
-    """Sums over the rows of one segment that have a matching key. Axis `example` is that of the segment."""
+    """Sums over the rows of one segment that see a matching key. Axis `example` is that of the segment."""
 
-    example_rows: Int64[np.ndarray, "example"]
+    matched_rows: Int64[np.ndarray, "example"]
+    """Number of rows that have a matching key, whether or not a layer sees it."""
+    rows: Int64[np.ndarray, "layer example"]
+    """Number of rows that see a matching key in each layer."""
     mass: Float[np.ndarray, "layer head example"]
     """Attention on matching keys, summed over the rows of each example. A lower bound for sparse data."""
     hits: Int64[np.ndarray, "layer head"]
@@ -60,7 +63,8 @@ class SegmentScores:
         """Create sums over no rows."""
         shape = site.n_layers, site.n_heads
         mass, hits, slack = np.zeros((*shape, n_examples)), np.zeros(shape, np.int64), np.zeros(shape)
-        return SegmentScores(np.zeros(n_examples, np.int64), mass, hits, np.zeros(site.n_layers), slack)
+        rows = np.zeros((site.n_layers, n_examples), np.int64)
+        return SegmentScores(np.zeros(n_examples, np.int64), rows, mass, hits, np.zeros(site.n_layers), slack)
 
 
 def scan_segment(
@@ -79,32 +83,45 @@ def scan_segment(
     n_tokens = len(matcher.evaluator.query.table)
     blocks = matcher.blocks(0, n_tokens, BLOCK_WEIGHTS // site.n_heads)
     for matches in _joined(blocks) if basis == "edges" else _split_at_gaps(blocks):
-        matching_rows = MatchingRows(matches, matcher, site, segment)
-        example = matching_rows.example[matching_rows.first_of_example]
-        scores.example_rows[example] += np.diff(np.append(matching_rows.first_of_example, len(matching_rows.rows)))
-        uniform = {mask: matching_rows.uniform(mask).sum() for mask in set(site.masks)}
-        edge_rows = EdgeRows.of(matching_rows) if segment.spec.keep.edges and basis != "rebuilt" else None
-        for layer in range(site.n_layers):
-            if stop():
-                raise Stopped
-            scores.uniform[layer] += uniform[site.masks[layer]]
-            if basis == "edges":
-                assert edge_rows is not None
-                with located(f"{segment.where}, layer {site.layers[layer]}"):
-                    edges = read_edges(segment, site, layer, int(matching_rows.rows[0]), int(matching_rows.rows[-1]))
-                    scan_edges(edge_rows, edges, scores.mass[layer], scores.hits[layer], scores.slack[layer])
+        every_row = MatchingRows(matches, matcher, site, segment)
+        every_row.count_rows(scores.matched_rows)
+        for mask, layers in site.layers_of_masks.items():
+            matching_rows = every_row.of_mask(mask)
+            if matching_rows is None:
                 continue
-            block = _LayerBlock(segment, site, matching_rows, layer)
-            if basis == "attention" and edge_rows is not None and block.is_codes:
-                with located(f"{segment.where}, layer {site.layers[layer]}"):
-                    block.add_codes(edge_rows, scores.mass[layer], scores.hits[layer])
-                continue
-            row_scores = block.score_attention(edge_rows) if basis == "attention" else block.score_rebuilt()
-            example_mass = np.add.reduceat(row_scores.mass, matching_rows.first_of_example, axis=1, dtype=np.float64)
-            scores.mass[layer][:, example] += example_mass
-            scores.hits[layer] += row_scores.hits
-            scores.slack[layer] += row_scores.slack
+            uniform = matching_rows.uniform(mask).sum()
+            edge_rows = EdgeRows.of(matching_rows) if segment.spec.keep.edges and basis != "rebuilt" else None
+            for layer in layers:
+                if stop():
+                    raise Stopped
+                matching_rows.count_rows(scores.rows[layer])
+                scores.uniform[layer] += uniform
+                _add_layer(scores, matching_rows, edge_rows, layer, basis)
     return scores
+
+
+def _add_layer(
+    scores: SegmentScores, matching_rows: MatchingRows, edge_rows: EdgeRows | None, layer: int, basis: Basis
+) -> None:
+    """Add the mass, hits and slack of the rows of a block in one layer."""
+    segment, site = matching_rows.segment, matching_rows.site
+    if basis == "edges":
+        assert edge_rows is not None
+        with located(f"{segment.where}, layer {site.layers[layer]}"):
+            edges = read_edges(segment, site, layer, int(matching_rows.rows[0]), int(matching_rows.rows[-1]))
+            scan_edges(edge_rows, edges, scores.mass[layer], scores.hits[layer], scores.slack[layer])
+        return
+    block = _LayerBlock(segment, site, matching_rows, layer)
+    if basis == "attention" and edge_rows is not None and block.is_codes:
+        with located(f"{segment.where}, layer {site.layers[layer]}"):
+            block.add_codes(edge_rows, scores.mass[layer], scores.hits[layer])
+        return
+    row_scores = block.score_attention(edge_rows) if basis == "attention" else block.score_rebuilt()
+    example = matching_rows.example[matching_rows.first_of_example]
+    example_mass = np.add.reduceat(row_scores.mass, matching_rows.first_of_example, axis=1, dtype=np.float64)
+    scores.mass[layer][:, example] += example_mass
+    scores.hits[layer] += row_scores.hits
+    scores.slack[layer] += row_scores.slack
 
 
 def _split_at_gaps(blocks: Iterator[Matches]) -> Iterator[Matches]:
@@ -113,8 +130,7 @@ def _split_at_gaps(blocks: Iterator[Matches]) -> Iterator[Matches]:
         far = np.diff(block.pair) > CHUNK_PAIRS
         cuts = (np.flatnonzero(far & (np.diff(block.query) > 0)) + 1).tolist()
         for start, stop in itertools.pairwise([0, *cuts, len(block)]):
-            run = slice(start, stop)
-            yield Matches(block.first_pair, block.last_pair, block.pair[run], block.query[run], block.key[run])
+            yield block.select(slice(start, stop))
 
 
 def _joined(blocks: Iterator[Matches]) -> Iterator[Matches]:

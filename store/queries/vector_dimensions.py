@@ -31,6 +31,7 @@ from ..reading.attention_rebuild import missing_vectors
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.stored_vectors import read_vectors
+from ..schema.head_dimensions import rotary_pairs
 from ..schema.traces import Site, head_index
 from .evidence.resampling import bootstrap_interval
 from .evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
@@ -74,7 +75,7 @@ class NeuronResult:
     @property
     def n_units(self) -> int:
         """Number of sampling units that were compared."""
-        return len(np.unique(self.units.of(self.example_difference["example"].to_numpy())))
+        return self.units.count(self.example_difference["example"].to_numpy())
 
     @property
     def score_difference(self) -> float:
@@ -107,17 +108,15 @@ class NeuronResult:
         frequency = np.array(self.site.rotary_frequency)
         if not len(frequency):
             return pd.DataFrame(columns=pd.Index([*PAIR_COLUMNS, *_COLUMNS]))
-        rows, frequencies = [], -np.sort(-np.unique(frequency[frequency > 0]))
-        members = [np.flatnonzero(frequency == f) for f in frequencies] + [
-            np.array([d]) for d in np.flatnonzero(frequency == 0)
-        ]
+        rows, rotating = [], rotary_pairs(self.site)
+        members = [np.array(pair) for pair in rotating] + [np.array([d]) for d in np.flatnonzero(frequency == 0)]
         sums = self.example_difference.to_numpy()
         pair_sums = np.stack([sums[:, dimensions].sum(axis=1) for dimensions in members])
         code = self.units.of(self.example_difference["example"].to_numpy())
         rows_of_unit = unit_sums(self.example_difference["rows"].to_numpy(), code)
         low, high = bootstrap_interval(unit_sums(pair_sums, code), rows_of_unit)
         for index, dimensions in enumerate(members):
-            rotates = index < len(frequencies)
+            rotates = index < len(rotating)
             values = {name: float(self.dimensions[name].to_numpy()[dimensions].sum()) for name in _COLUMNS[:3]}
             rows.append(
                 {
@@ -164,7 +163,7 @@ def neurons(
     site_spec, pattern = store.site(site), Pattern.parse(pattern)
     layer_index, _ = head_index(site_spec, layer, head)
     if store.spec.keep.query_key is None:
-        raise NotFoundError(f"{store.location}: {missing_vectors(site_spec)}")
+        raise NotFoundError(f"{store.location}: {missing_vectors(site_spec, store.spec.capture)}")
     vocabulary = site_vocabulary(store, site_spec)
     pattern.check(vocabulary)
     segment_sums = []

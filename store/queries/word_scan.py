@@ -43,22 +43,33 @@ def scan_words(
     """
     scores = SegmentScores.zeros(site, segment.n_examples)
     for matches in _blocks(segment, site, matcher):
-        matching_rows = MatchingWordRows(matches, matcher, site, segment, merge)
-        example = matching_rows.example[matching_rows.first_of_example]
-        scores.example_rows[example] += np.diff(np.append(matching_rows.first_of_example, len(matching_rows.rows)))
-        uniform = {mask: matching_rows.uniform(mask).sum() for mask in set(site.masks)}
-        query, key = matching_rows.word
-        for layer in range(site.n_layers):
-            if stop():
-                raise Stopped
-            scores.uniform[layer] += uniform[site.masks[layer]]
-            weights = segment_word_attention(segment, site, layer, matching_rows.examples, matching_rows.plan)
-            mass = np.add.reduceat(weights[:, matching_rows.cell], matching_rows.first, axis=1)  # [head, row]
-            scores.mass[layer][:, example] += np.add.reduceat(mass, matching_rows.first_of_example, axis=1)
-            strongest = np.stack([matching_rows.plan.strongest(head_weights) for head_weights in weights])
-            scores.hits[layer] += (strongest[:, query] == key).sum(axis=1)
-            scores.slack[layer] += _dropped_mass(matching_rows, layer).sum(axis=1)
+        every_row = MatchingWordRows(matches, matcher, site, segment, merge)
+        every_row.count_rows(scores.matched_rows)
+        for mask, layers in site.layers_of_masks.items():
+            matching_rows = every_row.of_mask(mask)
+            if matching_rows is None:
+                continue
+            uniform = matching_rows.uniform(mask).sum()
+            for layer in layers:
+                if stop():
+                    raise Stopped
+                matching_rows.count_rows(scores.rows[layer])
+                scores.uniform[layer] += uniform
+                _add_layer(scores, matching_rows, layer)
     return scores
+
+
+def _add_layer(scores: SegmentScores, matching_rows: MatchingWordRows, layer: int) -> None:
+    """Add the mass, hits and slack of the rows of a block in one layer."""
+    segment, site, plan = matching_rows.segment, matching_rows.site, matching_rows.plan
+    query, key = matching_rows.word
+    example = matching_rows.example[matching_rows.first_of_example]
+    weights = segment_word_attention(segment, site, layer, matching_rows.examples, plan)
+    mass = np.add.reduceat(weights[:, matching_rows.cell], matching_rows.first, axis=1)  # [head, row]
+    scores.mass[layer][:, example] += np.add.reduceat(mass, matching_rows.first_of_example, axis=1)
+    strongest = np.stack([plan.strongest(head_weights) for head_weights in weights])
+    scores.hits[layer] += (strongest[:, query] == key).sum(axis=1)
+    scores.slack[layer] += _dropped_mass(matching_rows, layer).sum(axis=1)
 
 
 def _blocks(segment: Segment, site: Site, matcher: Matcher) -> Iterator[Matches]:
@@ -70,8 +81,7 @@ def _blocks(segment: Segment, site: Site, matcher: Matcher) -> Iterator[Matches]
             example = matcher.evaluator.query.example[block.query]
             far = np.flatnonzero(offset[example[1:]] - offset[example[:-1] + 1] > CHUNK_PAIRS) + 1
             for start, stop in zip([0, *far.tolist()], [*far.tolist(), len(block)], strict=True):
-                run = slice(start, stop)
-                yield Matches(block.first_pair, block.last_pair, block.pair[run], block.query[run], block.key[run])
+                yield block.select(slice(start, stop))
 
 
 def _dropped_mass(matching_rows: MatchingWordRows, layer: int) -> Float[np.ndarray, "head row"]:

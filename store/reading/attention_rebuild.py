@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 
 from ..errors import FormatError, NotFoundError, ShapeError
-from ..schema.traces import Keep, Site
+from ..schema.traces import CaptureMode, Keep, Site
 from .segment import Segment
 from .stored_vectors import ScoreParts, Vectors, read_heads, read_parts, read_vectors
 
@@ -38,8 +38,41 @@ class Tile:
     max_absolute_error: float | None
 
 
-def missing_vectors(site: Site) -> str:
+def attention_scores(
+    query: Float[np.ndarray, "head row d"],
+    key: Float[np.ndarray, "head column d_key"],
+    scaling: float,
+    softcap: float | None = None,
+    bias: Float[np.ndarray, "head row column"] | None = None,
+) -> Float[np.ndarray, "head row column"]:
+    """Return softcap(query · key · scaling) + bias, in the precision of the query. No mask is applied.
+
+    Raises
+    ------
+    ShapeError
+        The keys have another number of dimensions than the queries.
+    """
+    if query.shape[-1] != key.shape[-1]:
+        raise ShapeError(
+            f"the query has {query.shape[-1]} dimensions and the keys {key.shape[-1]}; expected the same number. Pass the "
+            "keys of one key head."
+        )
+    number = query.dtype.type
+    scores = (query * number(scaling)) @ key.transpose(0, 2, 1)
+    if softcap is not None:  # the error of the result is at most that of its argument
+        scores = np.tanh(scores / number(softcap)) * number(softcap)
+    if bias is not None:
+        scores += bias
+    return scores
+
+
+def missing_vectors(site: Site, capture: CaptureMode = "interface") -> str:
     """Return the message for a site whose query and key were not kept."""
+    if capture == "eager":
+        return (
+            f"query and key of {site.name} are not available: the model was captured in eager mode, which returns attention "
+            "only. Trace a model that calls transformers' attention interface (docs/models.md)."
+        )
     return (
         f'query and key of {site.name} were not kept. Run the job into another store with keep.query_key = "float16".'
     )
@@ -141,18 +174,53 @@ class RebuiltRows:
 
     def weights(self, key: Vectors, first_key: int) -> Float32[np.ndarray, "head row column"]:
         """Return exp(score − logsumexp), not divided yet; 0 for hidden keys."""
-        softcap = self.site.softcap[self.layer]
-        scores = (self.query.values * np.float32(self.site.scaling[self.layer])) @ key.values.transpose(0, 2, 1)
-        if softcap is not None:  # [head, row, column]; the error of the result is at most that of its argument
-            scores = np.tanh(scores / np.float32(softcap)) * np.float32(softcap)
-        columns = np.arange(first_key, first_key + key.values.shape[1])
-        bias = self.parts.bias_at(self.query_pos, columns)
-        if bias is not None:
-            scores += bias
+        scores, shown = self._scores(self.query.values, key, first_key)
         scores -= self.logsumexp[..., None]
         weights = np.exp(np.minimum(scores, np.float32(8), out=scores), out=scores)  # no overflow for any stored data
-        weights *= self.site.masks[self.layer].shows(self.query_pos[:, None], columns)
+        weights *= shown
         return weights
+
+    def rescaled(
+        self,
+        key: Vectors,
+        first_key: int,
+        weights: Float32[np.ndarray, "head row column"],
+        factors: Float32[np.ndarray, "d"],
+    ) -> Float32[np.ndarray, "head row column"]:
+        """Return the weights if each dimension contributes its factor times as much to query · key.
+
+        Soft cap, bias, mask and sink stay as they are.
+
+        Parameters
+        ----------
+        key
+            Keys that start at `first_key`, among them all that the rows see.
+        weights
+            Weights of `tile` on these keys. They show the share of a sink whose score was not kept.
+        """
+        scores, shown = self._scores(self.query.values * factors, key, first_key)
+        scores = np.where(shown, scores - self.logsumexp[..., None], -np.inf)
+        sink = np.full(self.logsumexp.shape, -np.inf)  # score of the sink − logsumexp
+        if self.parts.sinks is not None:
+            sink = self.parts.sinks[:, None].astype(np.float64) - self.logsumexp
+        elif self.site.has_sinks:
+            with np.errstate(divide="ignore"):
+                sink = np.log(np.maximum(1 - weights.sum(axis=-1, dtype=np.float64), 0))
+        top = np.maximum(scores.max(axis=-1, initial=-np.inf), sink)
+        top[~np.isfinite(top)] = 0  # a row that sees no key
+        changed = np.exp(scores - top[..., None].astype(np.float32))
+        total = changed.sum(axis=-1, dtype=np.float64) + np.exp(sink - top)
+        changed /= np.where(total > 0, total, 1.0).astype(np.float32)[..., None]
+        return changed
+
+    def _scores(
+        self, query: Float32[np.ndarray, "head row d"], key: Vectors, first_key: int
+    ) -> tuple[Float32[np.ndarray, "head row column"], Bool[np.ndarray, "row column"]]:
+        """Return scores of these query vectors, and True for each key that a row sees."""
+        columns = np.arange(first_key, first_key + key.values.shape[1])
+        bias = self.parts.bias_at(self.query_pos, columns)
+        scores = attention_scores(query, key.values, self.site.scaling[self.layer], self.site.softcap[self.layer], bias)
+        return scores, self.site.masks[self.layer].shows(self.query_pos[:, None], columns)
 
     def sink_share(self) -> Float[np.ndarray, "head row"] | float:
         """Return the share of the sink in each row."""

@@ -44,13 +44,14 @@ def as_library(frame: pd.DataFrame, library: FrameLibrary) -> pd.DataFrame | pl.
     for name in flat:
         values = flat[name].to_numpy()
         if values.dtype == object:
-            columns[str(name)] = pl.Series(str(name), [_valid_text(value) for value in values], dtype=pl.String)
+            columns[str(name)] = pl.Series(str(name), [valid_text(value) for value in values], dtype=pl.String)
         else:
             columns[str(name)] = pl.Series(str(name), values)
     return pl.DataFrame(columns)
 
 
-def _valid_text(text: object) -> str | None:
+def valid_text(text: object) -> str | None:
+    """Return a text with lone surrogates as U+FFFD; None for anything else."""
     return None if not isinstance(text, str) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -28,6 +28,8 @@ class LayerMask:
 
     def __str__(self) -> str:
         """Return the rule in words."""
+        if self.stored is not None:
+            return "a mask of its own"
         words = ["causal" if self.causal else "full"] if self.window is None and self.chunk is None else []
         words += [f"a window of {self.window}"] if self.window is not None else []
         return " and ".join([*words, *([f"chunks of {self.chunk}"] if self.chunk is not None else [])])

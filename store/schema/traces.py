@@ -106,6 +106,14 @@ class Site(_Frozen):
         return _layer_masks(self.causal, self.window, self.chunk, self.stored_masks)
 
     @property
+    def layers_of_masks(self) -> dict[LayerMask, list[int]]:
+        """Indices of the layers of each different mask, ascending."""
+        layers: dict[LayerMask, list[int]] = {}
+        for layer, mask in enumerate(self.masks):
+            layers.setdefault(mask, []).append(layer)
+        return layers
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """Number of each layer in the model, in the order of the `layer` axis of arrays.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 
 from ..errors import ConfigError
 from .definitions import Average, aggregate
@@ -63,12 +63,22 @@ def corpus_summary(
     return xr.Dataset(data, coords)
 
 
-def summary_frame(summary: xr.Dataset, statistic: str) -> pd.DataFrame:
-    """Return one statistic as a table, largest mean first: layer, head, mean, deviation, q05 … q95, examples, rows."""
+def summary_frame(
+    summary: xr.Dataset,
+    statistic: str,
+    interval: tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]] | None = None,
+) -> pd.DataFrame:
+    """Return one statistic as a table, largest mean first: layer, head, mean, deviation, q05 … q95, examples, rows.
+
+    With an `interval` of the mean the columns low and high follow the mean.
+    """
     selected = summary.sel(statistic=statistic)
     n_layers, n_heads = selected["mean"].shape
     columns = {"layer": np.repeat(selected["layer"], n_heads), "head": np.tile(np.arange(n_heads), n_layers)}
-    columns |= {name: selected[name].to_numpy().ravel() for name in ("mean", "deviation")}
+    columns["mean"] = selected["mean"].to_numpy().ravel()
+    if interval is not None:
+        columns |= {"low": interval[0].ravel(), "high": interval[1].ravel()}
+    columns["deviation"] = selected["deviation"].to_numpy().ravel()
     for quantile in summary["quantile"].to_numpy():
         columns[f"q{round(100 * quantile):02d}"] = selected["quantile_value"].sel(quantile=quantile).to_numpy().ravel()
     table = pd.DataFrame(

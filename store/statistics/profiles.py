@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, Num
 
 from ..errors import ConfigError
 from ..reading.snapshot import Snapshot
@@ -93,8 +95,25 @@ def offset_decay(
     """
     profile = offset_profiles(store, site, reach)
     mass, rows = (profile[name].to_numpy()[..., :reach][..., ::-1] for name in ("mass", "rows"))
-    distance = np.arange(1, reach + 1)
-    counted = (np.nan_to_num(mass) > 0) & (rows[:, None] >= DECAY_ROWS)
+    decay = fit_decay(mass, rows[:, None])
+    return {"decay": decay.slope, "decay_fit": decay.fit}
+
+
+@dataclass(frozen=True)
+class Decay:
+    """Power law of the mass over the distance, mass ≈ c · distance^slope."""
+
+    slope: Float64[np.ndarray, "*head"]
+    fit: Float64[np.ndarray, "*head"]
+    """R², 0 … 1."""
+    leverage: Float64[np.ndarray, "*head distance"]
+    """Derivative of the slope by ln mass at each distance; 0 for distances that are left out."""
+
+
+def fit_decay(mass: Float64[np.ndarray, "*head distance"], rows: Num[np.ndarray, "*#head distance"]) -> Decay:
+    """Fit a power law to the mean mass at the distances 1, 2, … and the number of rows behind each, as `offset_decay`."""
+    distance = np.arange(1, mass.shape[-1] + 1)
+    counted = (np.nan_to_num(mass) > 0) & (rows >= DECAY_ROWS)
     weight = counted / distance
     x, y = np.log(distance), np.log(np.where(counted, mass, 1.0))
     total = np.where(counted.sum(axis=-1) >= 3, weight.sum(axis=-1), np.nan)
@@ -102,7 +121,8 @@ def offset_decay(
     x_left, y_left = x - x_mean[..., None], y - y_mean[..., None]
     xx, xy, yy = ((weight * product).sum(axis=-1) for product in (x_left**2, x_left * y_left, y_left**2))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {"decay": xy / xx, "decay_fit": np.where(yy > 0, xy**2 / (xx * yy), np.nan)}
+        fit = np.where(yy > 0, xy**2 / (xx * yy), np.nan)
+        return Decay(np.asarray(xy / xx), fit, weight * x_left / np.asarray(xx)[..., None])
 
 
 def token_pairs(

@@ -1,5 +1,6 @@
 """Reference for searches: loops over the original float32 attention, one pair of tokens at a time."""
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -47,7 +48,10 @@ def visible(site, layer, n_keys, q):
 
 
 def slow_search(traced, site, holds):
-    """Compute masses of rows by example, hits and uniform masses of each head, pair by pair."""
+    """Compute masses of rows by example, hits and uniform masses of each head, pair by pair.
+
+    A row is [layer, head], NaN in layers that hide all of its matching keys. A row that no layer sees is left out.
+    """
     examples = traced.attention[site.name]
     mass, hits, uniform = {}, np.zeros((site.n_layers, site.n_heads)), np.zeros(site.n_layers)
     for index, maps in enumerate(examples):
@@ -56,13 +60,29 @@ def slow_search(traced, site, holds):
             keys = [k for k in range(q + 1 if site.causal else len(key)) if holds(query, key, q, k)]
             if not keys:
                 continue
-            row = np.zeros((site.n_layers, site.n_heads))
+            row = np.full((site.n_layers, site.n_heads), np.nan)
             for layer in range(site.n_layers):
                 visible_keys = visible(site, layer, len(key), q)
-                uniform[layer] += len(set(keys) & set(visible_keys)) / len(visible_keys) if visible_keys else 0
+                if not set(keys) & set(visible_keys):
+                    continue
+                uniform[layer] += len(set(keys) & set(visible_keys)) / len(visible_keys)
                 for head in range(site.n_heads):
                     weights = maps[layer, head, q].tolist()
                     row[layer, head] = sum(weights[k] for k in keys)
                     hits[layer, head] += weights.index(max(weights)) in keys
-            mass.setdefault(index, []).append(row)
+            if np.isfinite(row).any():
+                mass.setdefault(index, []).append(row)
     return mass, hits, uniform
+
+
+def rows_of(mass):
+    """Return all rows [row, layer, head] of a slow search, and the number of those that each layer sees."""
+    rows = np.array([row for of_example in mass.values() for row in of_example])
+    return rows, np.isfinite(rows[..., 0]).sum(axis=0) if len(rows) else np.zeros(0, int)
+
+
+def mean_of(rows):
+    """Return the mean over the rows that each layer sees; NaN where it sees none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(rows, axis=0)

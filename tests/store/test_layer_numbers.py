@@ -30,7 +30,7 @@ from headatlas.store.writing.convert import convert_store
 
 NUMBERS = {0: 2, 1: 5}
 APPS = {"search": search_command, "stats": stats_command, "head": stats_command, "like": like, "similar": similar}
-APPS |= {"neurons": neurons, "info": info}
+APPS |= {"neurons": neurons, "what-if": neurons, "info": info}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,7 @@ def renamed(value, key=""):
         ("similar",),
         ("similar", "--head", "1.2"),
         ("neurons", "previous_token", "--head", "1.2"),
+        ("what-if", "previous_token", "--head", "1.2", "--dimensions", "1"),
     ],
 )
 def test_commands_name_and_take_the_numbers(stores, arguments):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from traced_corpus import make_site
 
-from headatlas.store.codecs import companding
+from headatlas.store.codecs.attention_arrays import attention_arrays
 from headatlas.store.schema.text_tables import SegmentTables
 from headatlas.store.schema.token_table import Column, TokenFlag, TokenTable
 from headatlas.store.schema.traces import Keep, TraceSpec, segment_layout
@@ -82,7 +82,7 @@ def write_trees(
         tokens = table(trees)
         maps = [attention_of(tokens.example(i)).astype(np.float32) for i in range(len(trees))]
         results += [(m, tokens.example(i)) for i, m in enumerate(maps)]
-        ((name, layout),) = segment_layout(spec, {"source": tokens.n_tokens}).items()
+        layout = segment_layout(spec, {"source": tokens.n_tokens})
         rows = [
             np.tril_indices(m.shape[-1]) if trace_site.causal else np.indices(m.shape[-2:]).reshape(2, -1) for m in maps
         ]
@@ -92,6 +92,10 @@ def write_trees(
         empty: list[None] = [None] * n
         annotations = {name: Column.of_text(rows[first : first + n]) for name, rows in (columns or {}).items()}
         tables = SegmentTables(ids, list(ids), list(empty), list(empty), annotations, {"source": tokens})
-        writer.write(index, first, tables, {name: companding.encode_attention(flat, codec).astype(layout.dtype)})
+        lengths = tokens.n_tokens, tokens.n_tokens
+        arrays = attention_arrays(
+            trace_site, spec.attention_codec, layout, *lengths, lambda layer, weights=flat: weights[layer]
+        )
+        writer.write(index, first, tables, arrays)
         first += n
     return open_store(path), results

@@ -59,6 +59,10 @@ def test_a_run_rewrites_outputs_and_marked_numbers(page: Path, tmp_path: Path) -
     assert page.read_text(encoding="utf-8") == run.text
     assert (tmp_path / "images" / "picture.svg").read_text(encoding="utf-8") == "<svg/>\n"
     assert not differences(run.text, run_page(page, tmp_path / "run").text)
+    page.write_text(run.text.replace("-->+0.5.", "-->+0.500.").replace("grep", "false"), encoding="utf-8")
+    again = run_page(page, tmp_path / "run", only_numbers=True)  # the command would fail
+    assert "-->+0.500." in again.text
+    assert '```text\n"n": 1234\n```' in again.text
 
 
 def test_a_machine_without_the_corpus_leaves_the_page(

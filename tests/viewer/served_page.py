@@ -53,11 +53,7 @@ class Served:
 
 
 def wait_for_listener(port: int) -> None:
-    """Wait until the server, which starts in a thread of its own, accepts connections.
-
-    Raises:
-        TimeoutError: it did not within `PATIENCE_S`.
-    """
+    """Wait until the server, which starts in a thread of its own, accepts connections."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:

@@ -9,16 +9,18 @@ export const DIMENSIONS_CSS = `
 .wl { display: grid; grid-template-columns: 90px minmax(0, 1fr) 36px; gap: 8px; align-items: center; min-height: 24px; font-size: 12px } .wl .n { text-align: right; font-variant-numeric: tabular-nums } .wl .p { color: var(--ink-3); font-size: 11px; margin-left: 5px }
 .wl .tr { position: relative; height: 7px; border-radius: 2px; background: var(--surface-3) } .wl .tr i { position: absolute; left: 0; top: 0; bottom: 0; border-radius: 2px; background: var(--accent); min-width: 1.5px } .wl .tr u { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--ink) }
 @media (max-width: 1100px) { .dim:not(.wl) { grid-template-columns: 30px 22px minmax(0, 1fr) 34px 36px; gap: 4px } }
+.cmd { display: flex; gap: 6px; align-items: flex-start; margin-top: 6px } .cmd code { flex: 1; font-size: 11px; color: var(--ink-2); overflow-wrap: anywhere; user-select: all } .cmd .btn { flex: none; height: 22px }
 .note { font-size: 12px; color: var(--ink-2); margin-top: 6px }
 `;
 
 const SHOWN = 9;
 
 // `view`: {parts, scale: Map, dim, setDim, rescale, rows: [{label, k, now, before}], hidden, edited, paint, pairs,
-// canScale}
+// canScale, commands: {name: text}}
 export function dimensionList(host, view) {
   const {parts, scale, paint: p} = view, ranked = Array.from(parts.keys()).sort((a, b) => Math.abs(parts[b]) - Math.abs(parts[a]) || a - b);
-  const shown = [...new Set([...ranked.slice(0, SHOWN), ...scale.keys(), ...(view.dim === null ? [] : [view.dim])])], most = Math.abs(parts[ranked[0]]) || 1, half = parts.length / 2;
+  const shown = [...new Set([...ranked.slice(0, SHOWN), ...scale.keys(), ...(view.dim === null ? [] : [view.dim])])], most = Math.abs(parts[ranked[0]]) || 1;
+  const pairTitle = d => { const pair = view.pairs.findIndex(members => members.includes(d)); return pair < 0 ? "" : `rotary pair ${pair}: dimensions ${view.pairs[pair].join(" and ")}`; };
   const send = onceAFrame((d, value) => view.rescale(d, value));
   const row = d => {
     const factor = scale.has(d) ? scale.get(d) : 1, zero = factor === 0;
@@ -27,15 +29,25 @@ export function dimensionList(host, view) {
     input.addEventListener("input", () => { input.style.setProperty("--p", `${input.value * 50}%`); send(d, +input.value); });
     return el(`div.dim${d === view.dim ? ".on" : ""}`, {"data-dim": d, "data-part": parts[d].toFixed(6)},
       el("span.pt", null, el("i", {style: `width:${Math.max(1, 38 * Math.abs(parts[d]) / most)}px;background:${parts[d] < 0 ? p.neg : p.pos}`})),
-      el("b.num", {role: "button", tabindex: 0, title: view.pairs ? `rotary pair ${d % half}: dimensions ${d % half} and ${d % half + half}` : "", onclick: () => view.setDim(d)}, d), input,
+      el("b.num", {role: "button", tabindex: 0, title: pairTitle(d), onclick: () => view.setDim(d)}, d), input,
       el("span.v", null, factor === 1 ? number(parts[d]) : `\u00D7${number(factor)}`), el("button.btn.quiet", {"data-zero": d, disabled: !view.canScale, onclick: () => view.rescale(d, zero ? 1 : 0)}, zero ? "back" : "zero"));
   };
   const bar = ({label, k, now, before}) => el("div.wl", {"data-key": k, "data-now": now.toFixed(6)}, el("span.ell", null, el("bdi", null, label), el("span.p", null, k)),
     el("div.tr", null, el("i", {style: `width:${Math.min(1, now) * 100}%`}), view.edited ? el("u", {style: `left:calc(${Math.min(1, before) * 100}% - 1px)`}) : null), el("span.n", null, number(now)));
+  const command = (name, text) => {
+    const label = el("span", null, "Copy");
+    const copy = async () => {
+      try { await navigator.clipboard.writeText(text); label.textContent = "Copied"; }
+      catch { label.textContent = "Select it"; }   // without https a browser has no clipboard for pages
+      setTimeout(() => { label.textContent = "Copy"; }, 1500);
+    };
+    return el("div.cmd", null, el("code", {"data-command": name}, text), el("button.btn.quiet", {"data-copy": name, title: `copy as command: headatlas ${name}`, onclick: copy}, label));
+  };
   const changed = [...scale.values()].filter(s => s !== 1).length, focus = host.getRootNode().activeElement?.dataset?.factor;
   host.replaceChildren(el("p.sect", null, "Dimensions", el("span.r", null, "by their part in the score")),
     el("div.dim.th", null, el("span"), el("span", null, "dim"), el("span", null, "factor"), el("span.v", null, "part"), el("span")), ...shown.map(row),
     el("div.row", {style: "margin-top:8px"}, el(`span.tag${changed ? ".accent" : ""}`, null, changed ? `${changed} changed` : "no changes"), el("span.grow"), el("button.btn", {"data-reset": "", onclick: () => view.rescale(null)}, "Reset")),
+    ...Object.entries(view.commands).map(([name, text]) => command(name, text)),
     el("hr"), el("p.sect", null, "Attention of this row", el("span.r", null, view.edited ? "tick: before" : "")), ...view.rows.map(bar),
     view.hidden === null ? "" : el("div.wl.dim", {style: "display:grid;margin:0;padding:0"}, el("span", null, "special, hidden"), el("div.tr", null, el("i", {style: `width:${view.hidden * 100}%;opacity:.4`})), el("span.n", null, number(view.hidden))),
     el("hr"), el("p.sect", null, "Score"), el("p.note", null, view.note));

@@ -123,5 +123,5 @@ export function neuronFrame(part, [l, h], q, id) {
   let focus = 0;
   shown.forEach((w, k) => { if (mask[k] && (!mask[focus] || w > shown[focus])) focus = k; });
   return {id, query, keys, scores, bias, seen: mask, rebuilt, stored, focus, head: partNames(part).name(l, h), query_pos: q, kv_head: v.kv_heads[kv], n_sharing: v.n_sharing,
-    scaling, softcap: softcap || 0, rotary: v.rotary, codec: v.codec, logsumexp};
+    scaling, softcap: softcap || 0, rotary: v.rotary, pairs: v.pairs, store: "", site: "", codec: v.codec, logsumexp};
 }

@@ -2,7 +2,7 @@ import { MAX_WINDOW } from "../_js/constants.js";
 import { plain, number, count, signedNumber, parsePin, clamp } from "../_js/paint.js";
 import { el, mount, fit, write, tooltip, pointerIn, onWidth, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
-import { dimensionParts, rescaleRow, orderOf } from "../_js/vectors.js";
+import { dimensionParts, rescaleRow, orderOf, commandsOf } from "../_js/vectors.js";
 import { dimensionList, DIMENSIONS_CSS } from "../_js/dimensions.js";
 
 const OWN = `
@@ -58,9 +58,9 @@ export function render({model, el: host}) {
     if (n > MAX_WINDOW) { const strongest = new Set([...rows].sort((a, b) => before()[b] - before()[a]).slice(0, MAX_WINDOW)); rows = rows.filter(k => strongest.has(k)); }
     spot.textContent = `position ${frame.query_pos}${n > rows.length ? ` \u00B7 the ${rows.length} strongest of ${count(n)} keys` : ""}`;
     if (!rows.includes(focus) && rows.length) focus = rows.reduce((best, k) => before()[k] > before()[best] ? k : best);   // a hidden key cannot be the focus
-    parts = dimensionParts(frame, focus); now = rescaleRow(frame, scale); order = orderOf(model.order, parts);
-    if (dim === null) dim = orderOf("part", parts)[0];
-    const names = ["dimension", "part", ...(frame.rotary ? ["pairs"] : [])];
+    parts = dimensionParts(frame, focus); now = rescaleRow(frame, scale); order = orderOf(model.order, parts, frame.pairs);
+    if (dim === null) dim = orderOf("part", parts, frame.pairs)[0];
+    const names = ["dimension", "part", ...(frame.pairs.length ? ["pairs"] : [])];
     orders.replaceChildren(...names.map(name => el("button", {"aria-pressed": String(model.order === name), "data-order": name, onclick: () => { model.order = name; }}, {dimension: "as is", part: "by part", pairs: "pairs"}[name])));
     draw(); aside();
     const attention = shownAttention();
@@ -75,11 +75,11 @@ export function render({model, el: host}) {
     let hidden = null;
     if (model.hide_special) { hidden = 0; for (let k = 0; k < frame.seen.length; k++) if (frame.seen[k] && tokens.k.special[k]) hidden += attention[k]; }
     const shared = frame.n_sharing > 1 ? `Key head ${frame.kv_head}, shared by ${frame.n_sharing} query heads. ` : "";
-    dimensionList(side, {parts, scale, dim, paint: paint(), edited: now.edited, pairs: frame.rotary, canScale: frame.rebuilt.length > 0, hidden,
+    dimensionList(side, {parts, scale, dim, paint: paint(), edited: now.edited, pairs: frame.pairs, commands: commandsOf(frame, scale), canScale: frame.rebuilt.length > 0, hidden,
       rows: top.map(k => ({label: label(k), k, now: attention[k], before: first[k]})), setDim: d => { dim = d; update(); },
       rescale: (d, value) => { if (d === null) scale = new Map(); else if (value === 1) scale.delete(d); else scale.set(d, value); update(); },
       note: [`Part: what a dimension adds to the score of `, el("bdi", {style: "font-weight:600;color:var(--ink)"}, label(focus)), `, against the mean of the other keys. `, shared,
-        frame.rotary ? `After rotary embedding: dimensions d and d + ${frame.query.length / 2} turn together. ` : "", frame.softcap ? `Scores are soft-capped at ${frame.softcap}. ` : "",
+        frame.pairs.length ? `After rotary embedding: dimensions ${frame.pairs[0].join(" and ")} turn together, and so do the others of a pair. ` : frame.rotary ? "After rotary embedding. " : "", frame.softcap ? `Scores are soft-capped at ${frame.softcap}. ` : "",
         frame.rebuilt.length ? "" : "The model adds a learned bias by position to these scores, so factors are off. "]});
   }
   function geometry() {
@@ -113,7 +113,7 @@ export function render({model, el: host}) {
     const most = parts.reduce((m, v) => Math.max(m, Math.abs(v)), 1e-9), base = 72;
     g.fillStyle = p["line-2"]; g.fillRect(xp, base, span, 1);
     order.forEach((i, x) => { const h = 44 * parts[i] * factor(i) / most; g.fillStyle = h < 0 ? p.neg : p.pos; g.fillRect(xp + x * cell + .3, h < 0 ? base : base - h, Math.max(.6, cell - .6), Math.abs(h)); });
-    if (frame.rotary && model.order === "dimension") for (const x of [xk, xp]) ["first of each pair", "second"].forEach((text, i) => { g.fillStyle = p["line-2"]; g.fillRect(x + i * span / 2 + 1, TOP - 8, span / 2 - 3, 1); write(g, text, x + (i + .5) * span / 2, TOP - 16, {align: "center", size: 10, color: p["ink-3"]}); });
+    if (frame.pairs.length * 2 === d && frame.pairs.every(([a, b]) => a < d / 2 && b === a + d / 2) && model.order === "dimension") for (const x of [xk, xp]) ["first of each pair", "second"].forEach((text, i) => { g.fillStyle = p["line-2"]; g.fillRect(x + i * span / 2 + 1, TOP - 8, span / 2 - 3, 1); write(g, text, x + (i + .5) * span / 2, TOP - 16, {align: "center", size: 10, color: p["ink-3"]}); });
     const keys = image((r, i) => frame.keys[rows[r] * d + i], rows.length), products = image((r, i) => frame.query[i] * frame.keys[rows[r] * d + i] * factor(i), rows.length);
     const attention = shownAttention(), first = before(), top = rows.reduce((m, k) => Math.max(m, Math.abs(now.scores[k])), 1e-9);
     rows.forEach((k, r) => {
@@ -148,7 +148,7 @@ export function render({model, el: host}) {
     if (k === undefined) return tip.hide();
     const d = g0.d, key = frame.keys[k * d + i], attention = shownAttention();
     if (i !== undefined) tip.show(event, `dim ${i} \u00B7 ${label(k)}`, [["Query", signedNumber(frame.query[i], 3)], ["Key", signedNumber(key, 3)], ["Product, scaled", signedNumber(frame.query[i] * key * frame.scaling, 3), "", true],
-      ...(frame.rotary ? [["Rotary pair", `${i % (d / 2)} and ${i % (d / 2) + d / 2}`]] : [])], "click to choose the dimension");
+      ...(frame.pairs.filter(pair => pair.includes(i)).map(pair => ["Rotary pair", `${frame.pairs.indexOf(pair)}: ${pair.join(" and ")}`]))], "click to choose the dimension");
     else tip.show(event, `${tokens.q.labels[frame.query_pos]} \u2192 ${label(k)}`, [["Score", signedNumber(now.scores[k], 3)], ["Attention", number(attention[k], 3), now.edited ? "changed" : frame.rebuilt.length ? "rebuilt" : "", true],
       ...(frame.stored.length ? [["Stored", number(frame.stored[k], 3)]] : []), ["Rank", `${1 + rows.filter(r => attention[r] > attention[k]).length}`]], "click to measure parts for this key");
   });

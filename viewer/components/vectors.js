@@ -30,10 +30,20 @@ export function rescaleRow(frame, scale) {
   return {scores, attention: Float64Array.from(scores, (s, k) => frame.seen[k] ? Math.exp(s - top) / sum : 0), edited: true};
 }
 
-// order of the dimensions: as they are, by the size of their part, or with rotary pairs side by side
-export function orderOf(order, parts) {
+// order of the dimensions: as they are, by the size of their part, or with rotary pairs side by side, the fastest first
+export function orderOf(order, parts, pairs) {
   const d = parts.length, all = Array.from({length: d}, (_, i) => i);
   if (order === "part") return all.sort((a, b) => Math.abs(parts[b]) - Math.abs(parts[a]) || a - b);
-  if (order === "pairs" && d % 2 === 0) return all.map((_, i) => (i >> 1) + (i & 1) * d / 2);
+  if (order === "pairs" && pairs.length) { const paired = new Set(pairs.flat()); return [...pairs.flat(), ...all.filter(i => !paired.has(i))]; }
   return all;
+}
+
+// {"what-if", intervene}: commands that scale the same dimensions over the corpus of the store, and in its model
+export function commandsOf(frame, scale) {
+  const members = new Map();
+  for (const [d, factor] of [...scale].filter(([, f]) => f !== 1).sort(([a], [b]) => a - b)) members.set(factor, [...(members.get(factor) || []), d]);
+  if (!members.size || !frame.store) return {};
+  const change = [...members].map(([factor, dims]) => `${dims.join(",")}:${factor}`).join("+"), site = frame.site ? ` --site ${frame.site}` : "";
+  const store = /^[\w.,:@%+/][\w.,:@%+/-]*$/.test(frame.store) ? frame.store : `'${frame.store.replaceAll("'", "'\\''")}'`;
+  return {"what-if": `headatlas what-if ${store} --head ${frame.head} --dimensions ${change}${site}`, intervene: `headatlas intervene JOB.toml --heads ${frame.head} --do dimensions:${change}${site}`};
 }

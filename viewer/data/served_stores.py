@@ -145,5 +145,5 @@ def _prepare(data: DataSource) -> None:
         data.field_values(name)
         for sequence in {site.query_sequence, site.key_sequence}:
             data.lengths(sequence)
-        for statistic in data.statistic_names:
+        for statistic in data.statistics_of(name):
             data.head_values(name, statistic)

@@ -220,8 +220,12 @@ class DataSource:
 
     @property
     def statistic_names(self) -> tuple[str, ...]:
-        """Names of the statistics in the store."""
-        return self.store.statistic_names()
+        """Names of the statistics in the store. One that was added later belongs to one site."""
+        return tuple(dict.fromkeys(name for site in self.store.sites for name in self.statistics_of(site)))
+
+    def statistics_of(self, site: str) -> tuple[str, ...]:
+        """Return the names of the statistics of a site."""
+        return self.store.statistic_names(self.site(site).name)
 
     def over_examples(self, site: str, statistic: str) -> Float32[np.ndarray, "layer head example"]:
         """Return a statistic of every head on every example, by position. NaN for examples without a counting row."""
@@ -229,7 +233,7 @@ class DataSource:
         def read() -> np.ndarray:
             data = self.store.statistics(self.site(site).name)
             if statistic not in data:
-                raise NotFoundError(f"no statistic {statistic!r}; this store has {', '.join(self.statistic_names)}.")
+                raise NotFoundError(f"no statistic {statistic!r}; this site has {', '.join(self.statistics_of(site))}.")
             return _read_only(np.ascontiguousarray(data[statistic].values, np.float32))
 
         return self._cache.get(("over", self.site(site).name, statistic), read)
@@ -246,7 +250,10 @@ class DataSource:
             definition = STATISTICS.get(statistic) or DERIVED_STATISTICS.get(statistic)
             rows = statistic_rows(self.store, site_, statistic)
             values = aggregate(self.over_examples(site, statistic), rows).astype(np.float32)
-            label, unit = (short(definition.label), definition.unit) if definition else (visible(statistic), "")
+            added = {overlay.name: overlay.unit for overlay in self.store.overlays if overlay.group == site_.name}
+            label, unit = visible(statistic), added.get(statistic, "")
+            if definition:
+                label, unit = short(definition.label), definition.unit
             unit = "" if unit == "share" else unit
             return HeadValues(statistic, label, unit, _read_only(values), upper_end(values), site_)
 
@@ -256,7 +263,7 @@ class DataSource:
         """Return the `n` heads with the most similar statistics, each with a similarity in (0, 1]."""
 
         def rank() -> list[tuple[tuple[int, int], float]]:
-            return similar_heads([self.head_values(site, name) for name in self.statistic_names], layer, head, n)
+            return similar_heads([self.head_values(site, name) for name in self.statistics_of(site)], layer, head, n)
 
         return self._cache.get(("similar", self.site(site).name, layer, head, n), rank)
 

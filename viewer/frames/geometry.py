@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-from headatlas.store.errors import ShapeError
-
 MAX_WINDOW = 512
 """Number of tokens that a head view shows at once."""
 MIN_WEIGHT = 0.01
@@ -91,29 +89,6 @@ def window(n_tokens: int, center: int | None = None, size: int = MAX_WINDOW) -> 
     """
     start = 0 if center is None else min(max(0, center - size // 2), max(0, n_tokens - size))
     return slice(start, min(n_tokens, start + size))
-
-
-def row_scores(
-    query: Float[np.ndarray, "d_head"],
-    keys: Float[np.ndarray, "key_pos d_key"],
-    *,
-    scaling: float,
-    softcap: float | None = None,
-) -> Float64[np.ndarray, "key_pos"]:
-    """Return the scores of one query row before masks and biases: query · key · scaling, soft-capped.
-
-    Raises
-    ------
-    ShapeError
-        The keys have another number of dimensions than the query.
-    """
-    if keys.shape[1] != query.shape[0]:
-        raise ShapeError(
-            f"the query has {query.shape[0]} dimensions and the keys {keys.shape[1]}; "
-            "expected the same number. Pass the keys of one key head"
-        )
-    scores = keys.astype(np.float64) @ query.astype(np.float64) * scaling
-    return softcap * np.tanh(scores / softcap) if softcap else scores
 
 
 def rebuilt_row(

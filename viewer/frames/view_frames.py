@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from headatlas.store.errors import ShapeError
+from headatlas.store.reading.attention_rebuild import attention_scores
 from headatlas.store.schema.token_table import TokenTable
 
 from ..theme.token_labels import running_text, token_labels, visible
-from .geometry import rebuilt_row, row_scores
+from .geometry import rebuilt_row
 
 Head = tuple[int, int]
 MAX_THUMBNAIL = 96
@@ -147,6 +148,9 @@ class NeuronFrame(TypedDict):
     scaling: float
     softcap: float
     rotary: bool
+    pairs: list[list[int]]
+    store: str
+    site: str
     codec: str
     logsumexp: float
 
@@ -171,6 +175,11 @@ class NeuronRow:
         Bias of this row, or None if the store does not hold it.
     codec
         Codec of the stored vectors.
+    pairs
+        Dimensions of each rotary pair, the fastest first; empty if they are not known.
+    store, site
+        Names for the commands that make the same change over a corpus. Without a store there are no commands; without a
+        site they take the store's first one.
     """
 
     query: Float[np.ndarray, "d_head"]
@@ -188,6 +197,9 @@ class NeuronRow:
     position_bias: bool = False
     bias: Float32[np.ndarray, "key_pos"] | None = None
     codec: str = ""
+    pairs: Sequence[tuple[int, int]] = ()
+    store: str = ""
+    site: str = ""
 
 
 def head_name(head: Head) -> str:
@@ -321,9 +333,9 @@ def neuron_frame(row: NeuronRow, id: str = "") -> NeuronFrame:
 
     If the model adds a bias by position that the store does not hold, the row cannot be rebuilt and `rebuilt` is empty.
     """
-    scores = row_scores(row.query, row.keys, scaling=row.scaling, softcap=row.softcap)
-    if row.bias is not None:
-        scores = scores + row.bias
+    bias = None if row.bias is None else row.bias[None, None]
+    query, keys = row.query[None, None].astype(np.float64), row.keys[None].astype(np.float64)
+    scores = attention_scores(query, keys, row.scaling, row.softcap, bias)[0, 0]
     mask = np.ones(len(row.keys), bool) if row.mask is None else row.mask
     lacks_bias = row.position_bias and row.bias is None
     rebuilt = np.zeros(0) if lacks_bias else rebuilt_row(scores, row.logsumexp, mask)
@@ -346,6 +358,9 @@ def neuron_frame(row: NeuronRow, id: str = "") -> NeuronFrame:
         "scaling": float(row.scaling),
         "softcap": 0.0 if row.softcap is None else float(row.softcap),
         "rotary": row.rotary,
+        "pairs": [list(pair) for pair in row.pairs],
+        "store": visible(row.store),
+        "site": row.site,
         "codec": row.codec,
         "logsumexp": float(row.logsumexp),
     }

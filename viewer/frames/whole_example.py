@@ -18,6 +18,7 @@ from headatlas.store.errors import BudgetError, NotFoundError, ShapeError
 from headatlas.store.reading.example import Example
 from headatlas.store.reading.stored_vectors import read_parts
 from headatlas.store.reading.visible_keys import visible_rows
+from headatlas.store.schema.head_dimensions import rotary_pairs
 from headatlas.store.schema.traces import Site
 
 from .view_frames import TokensFrame, pack, table_frame, to_codes
@@ -56,6 +57,8 @@ class Vectors(TypedDict):
     """Keys that each row sees, uint8 ``[mask, query, key]``; layers with equal masks share one."""
     mask_of: list[int]
     rotary: bool
+    pairs: list[list[int]]
+    """Dimensions of each rotary pair, the fastest first; empty if they are not known."""
     position_bias: bool
     bias: np.ndarray | None
     codec: str
@@ -263,6 +266,7 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int], limit: File
         "masks": np.stack([_mask(example, site, index, n_queries) for index in masks.values()]).astype(np.uint8),
         "mask_of": [list(masks).index(site.masks[index]) for index in indices],
         "rotary": site.rotary,
+        "pairs": [list(pair) for pair in rotary_pairs(site)],
         "position_bias": site.has_position_bias,
         "bias": _biases(example, site, layers),
         "codec": keep.query_key,

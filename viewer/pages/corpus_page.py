@@ -171,7 +171,7 @@ def named_values(data: DataSource, state: ViewState, name: str) -> HeadValues:
 
 def informative_statistics(data: DataSource, state: ViewState) -> list[str]:
     """Return the statistics that are not NaN everywhere at the site. Cross-attention has no previous token."""
-    names = data.statistic_names
+    names = data.statistics_of(state.site)
     return [n for n in names if np.isfinite(data.head_values(state.site, n).values).any()] or list(names)
 
 
@@ -204,7 +204,7 @@ def second_map_frame(data: DataSource, state: ViewState, values: HeadValues) -> 
     if data.served_with is None or state.other_store in ("", data.name):
         return None
     other = data.served_with[state.other_store]
-    names = other.statistic_names
+    names = other.statistics_of("")
     if not names or not other.n_examples:
         return None
     table = other.head_values("", values.name if values.name in names else names[0])

@@ -8,6 +8,7 @@ from typing import Any
 import panel as pn
 
 from headatlas.store.errors import NotFoundError
+from headatlas.store.schema.head_dimensions import rotary_pairs
 
 from ..components.background import Check
 from ..components.neuronview import NeuronView
@@ -79,6 +80,8 @@ class NeuronViewPage(ExampleView):
                 kv_head=reader.example.kv_head(head[1], site.name), n_sharing=site.n_heads // site.n_kv_heads,
                 softcap=site.softcap[layer], mask=reader.visible_keys(head[0], query_pos), rotary=site.rotary,
                 position_bias=site.has_position_bias, bias=reader.bias(head, query_pos), codec=reader.keep.query_key or "float16",
+                pairs=rotary_pairs(site), store=self.data.name,
+                site="" if site.name == self.data.store.spec.sites[0].name else site.name,
             )  # fmt: skip
             return neuron_frame(row, reader.id)
 

@@ -380,7 +380,7 @@ def heads_frame(
                 "index": head[1],
                 "rank": rank,
                 **figures,
-                "rows": result.rows,
+                "rows": int(result.example_rows[flat // result.site.n_heads].sum()),
                 "bookmark": (bookmarks or {}).get(f"{head[0]}.{head[1]}"),
                 "on": is_chosen,
             }

@@ -148,9 +148,9 @@ def default_measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase |
     kind = type(model).__name__
     if "MaskedLM" in kind or "PreTraining" in kind:
         return MaskedLoss(mask_id_of(tokenizer))
-    if model.base_model is model:
-        return EmbeddingChange()
-    return NextTokenLoss() if model.get_output_embeddings() is not None else Divergence()
+    if model.get_output_embeddings() is not None:
+        return NextTokenLoss()
+    return EmbeddingChange() if model.base_model is model else Divergence()
 
 
 def mask_id_of(tokenizer: PreTrainedTokenizerBase | None) -> int:

@@ -17,7 +17,6 @@ from ...codecs.companding import decode_attention
 from ...files.containers.shard_writer import CHUNK_PAIRS
 from ...patterns import Pattern, Vocabulary
 from ...patterns.matching import Matcher, expand
-from ...patterns.regex import matching_texts
 from ...patterns.segment_matcher import segment_matcher
 from ...reading.block_weights import closest_weights, example_weights
 from ...reading.pair_attention import read_pairs
@@ -29,19 +28,18 @@ from ...schema.traces import Site
 from .mismatched_pairs import MismatchedPairs, PairShapes
 from .nulls import NullName
 from .row_strata import (
-    FIRST,
     N_BINS,
     N_CLASSES,
     OTHER,
     PUNCTUATION,
     SELF,
-    SPECIAL,
     Masses,
     RowPairs,
     Strata,
     distance_bins,
     habit_mass,
     hit_mass,
+    key_classes,
     label_mass,
     matched_mass,
     merged_classes,
@@ -54,7 +52,6 @@ MAX_WEIGHTS = 1 << 27
 LEAST_EXAMPLES = 64
 """Number of examples that are read in any case."""
 _BLOCK_WEIGHTS = 1 << 23
-_MARKS = r"^[\pP\pS]+$"
 
 
 def sample_examples(n_pairs: Int64[np.ndarray, "example"], n_heads: int, seed: int = 0) -> Int64[np.ndarray, "sampled"]:
@@ -75,6 +72,8 @@ class NullScan:
     words: Merge | None
     numbers: Int64[np.ndarray, "example"]
     """Numbers of the sampled examples, ascending."""
+    unit: Int64[np.ndarray, "example"]
+    """Sampling unit of each example."""
     half: Bool[np.ndarray, "example"]
     """True for the examples of one half of the sampling units."""
     names: tuple[NullName, ...]
@@ -102,9 +101,9 @@ class NullScan:
         profile = self._profile() if "habit" in names else None
         for block in self.blocks:
             pairs = block.pairs.with_classes(classes)
-            for mask, layers in self._layers_of_mask.items():
+            for mask, layers in self.site.layers_of_masks.items():
                 strata = _strata(block, pairs, mask, names, has_own_key=has_own_key)
-                mismatched = block.mismatched(mask) if "mismatched" in names else None
+                mismatched = block.mismatched(mask, self.shapes) if "mismatched" in names else None
                 for layer in layers:
                     weights = block.weights(layer)
                     if mismatched is not None and len(mismatched.example):
@@ -137,27 +136,33 @@ class NullScan:
         return compute(strata, weights)
 
     @cached_property
-    def _layers_of_mask(self) -> dict[LayerMask, list[int]]:
-        masks = self.site.masks
-        return {mask: [i for i, other in enumerate(masks) if other == mask] for mask in dict.fromkeys(masks)}
-
-    @cached_property
     def blocks(self) -> list[ScanBlock]:
         """Runs of consecutive examples with matches."""
         return list(self._blocks())
 
-    def _blocks(self) -> Iterator[ScanBlock]:
+    @cached_property
+    def _sampled(self) -> list[tuple[Segment, Matcher, Int64[np.ndarray, "_sampled"]]]:
+        """Segments with a sampled example, their matchers, and the sampled examples by index within the segment."""
+        result = []
         for segment in self.segments:
             first, stop = np.searchsorted(
                 self.numbers, [segment.first_example, segment.first_example + segment.n_examples]
             )
-            if first == stop:
-                continue
-            matcher = segment_matcher(segment, self.site, self.pattern, self.vocabulary, words=self.words is not None)
-            local = self.numbers[first:stop] - segment.first_example
-            shapes = PairShapes(matcher, local) if "mismatched" in self.names else None
+            if first < stop:
+                words = self.words is not None
+                matcher = segment_matcher(segment, self.site, self.pattern, self.vocabulary, words=words)
+                result.append((segment, matcher, self.numbers[first:stop] - segment.first_example))
+        return result
+
+    @cached_property
+    def shapes(self) -> PairShapes:
+        """Twos of examples, for the null of mismatched pairs."""
+        return PairShapes(self._sampled, self.site, self.words, self.unit)
+
+    def _blocks(self) -> Iterator[ScanBlock]:
+        for segment, matcher, local in self._sampled:
+            first, start = int(np.searchsorted(self.numbers, segment.first_example + local[0])), 0
             pair_offset = segment.pair_offset(self.site.name)
-            start = 0
             while start < len(local):
                 end = start + 1
                 limit = pair_offset[local[start]] + _BLOCK_WEIGHTS // self.site.n_heads
@@ -175,7 +180,6 @@ class NullScan:
                     self.words,
                     examples,
                     column,
-                    shapes,
                     splits_ties="offset" in self.names,
                 )
                 start = end
@@ -189,7 +193,7 @@ class NullScan:
         shape = self.site.n_layers, self.site.n_heads, 2 * N_BINS
         sums, means = np.zeros(shape), np.zeros(shape)
         for block in self.blocks:
-            for mask, layers in self._layers_of_mask.items():
+            for mask, layers in self.site.layers_of_masks.items():
                 pairs = block.ordinary_pairs(mask, self.half)
                 if not len(pairs.cell):
                     continue
@@ -244,8 +248,6 @@ class ScanBlock:
     ----------
     column
         Column of each example of the run in the answer; -1 for examples that are not sampled.
-    shapes
-        Matches of the sampled examples, for the null of mismatched pairs.
     splits_ties
         Take the order of equal weights from the stored edges, for nulls that need the strongest key.
     """
@@ -258,11 +260,10 @@ class ScanBlock:
         words: Merge | None,
         examples: range,
         column: Int64[np.ndarray, "example"],
-        shapes: PairShapes | None,
         *,
         splits_ties: bool = False,
     ) -> None:
-        self.splits_ties, self.shapes = splits_ties, shapes
+        self.splits_ties = splits_ties
         self.segment, self.site, self.matcher, self.examples, self.column = segment, site, matcher, examples, column
         self._plan: WordPairs | None = None if words is None else plan_segment(segment, site, examples, words)
         query, key = matcher.evaluator.query, matcher.evaluator.key
@@ -304,13 +305,7 @@ class ScanBlock:
     @cached_property
     def _classes(self) -> Int64[np.ndarray, "key_token"]:
         """Class of each key token of the segment."""
-        fields = self.matcher.evaluator.key
-        text = fields.values("text")
-        is_mark = np.append(matching_texts(_MARKS, text.texts) if text.texts else np.zeros(0, bool), False)
-        classes = np.where(is_mark[text.data], PUNCTUATION, OTHER)
-        classes[fields.values("special").data] = SPECIAL
-        classes[fields.position == 0] = FIRST
-        return classes
+        return key_classes(self.matcher.evaluator.key)
 
     def is_ordinary(self, pairs: RowPairs) -> Bool[np.ndarray, "pair"]:
         """Return True for each pair whose key is neither the first token nor a special token."""
@@ -336,23 +331,16 @@ class ScanBlock:
         row = np.unique(pairs.row[is_used], return_inverse=True)[1].astype(np.int64)
         return OrdinaryPairs(pairs.cell[is_used], row, in_half * N_BINS + offset_bins(pairs.offset[is_used]))
 
-    def mismatched(self, mask: LayerMask) -> MismatchedPairs:
+    def mismatched(self, mask: LayerMask, shapes: PairShapes) -> MismatchedPairs:
         """Return the pairs of the null of mismatched pairs, in examples that have both kinds."""
-        assert self.shapes is not None
         first_row = self.matcher.evaluator.query.table.token_offset.astype(np.int64) - self._rows.start
-        visible, kinds = self.visible(mask), list[list[np.ndarray]]([[], []])
-        columns = []
+        kinds, columns = list[list[np.ndarray]]([[], []]), []
         for example, column in zip(self.examples, self.column.tolist(), strict=True):
-            if column < 0:
-                continue
-            cells = []
-            for query, key in (self.shapes.matches(example), self.shapes.placed(example)):
-                cell = self._row_start[first_row[example] + query] + key
-                cells.append(cell if visible is None else cell[visible[cell]])
-            if all(map(len, cells)):
+            placed = shapes.placed(column, mask)
+            if placed is not None:
                 columns.append(column)
-                for kind, cell in zip(kinds, cells, strict=True):
-                    kind.append(cell)
+                for kind, (query, key) in zip(kinds, placed, strict=True):
+                    kind.append(self._row_start[first_row[example] + query] + key)
         joined = [np.concatenate([np.empty(0, np.int64), *kind]) for kind in kinds]
         counts = [np.array(list(map(len, kind)), np.int64) for kind in kinds]
         return MismatchedPairs(joined[0], counts[0], joined[1], counts[1], np.array(columns, np.int64))

@@ -48,7 +48,7 @@ NULLS: dict[NullName, Null] = {
         ),
         Null("matched", "keys of the same row, class and distance that do not match", True),
         Null("labels", "the same labels permuted among the keys of one class in the row", True),
-        Null("mismatched", "the keys that match in other examples, at the same positions", True),
+        Null("mismatched", "the keys that match in another example, at the same positions", True),
         Null("offset", "the best fixed offset, hit rate against hit rate", True),
     )
 }

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64, Num
+from jaxtyping import Bool, Float, Int64, Num, Shaped
 
 from ...errors import ShapeError
 
@@ -43,7 +44,7 @@ class Intervals:
 
 def bootstrap_interval(
     sums: Num[np.ndarray, "*head unit"],
-    rows: Num[np.ndarray, "unit_of_rows"],
+    rows: Num[np.ndarray, "*layer unit_of_rows"],
     *,
     confidence: float = 0.95,
     n_resamples: int = N_RESAMPLES,
@@ -60,9 +61,18 @@ def bootstrap_interval(
     return intervals.low, intervals.high
 
 
+def same_rows(
+    rows: Shaped[np.ndarray, "layer n"],
+) -> Iterator[tuple[Int64[np.ndarray, "member"], Shaped[np.ndarray, "n"]]]:
+    """Group the layers that have the same rows; most sites are one group. Yields the layers and their rows."""
+    numbers, group = np.unique(rows, axis=0, return_inverse=True)
+    for index, of_group in enumerate(numbers):
+        yield np.flatnonzero(group.ravel() == index), of_group
+
+
 def studentised_intervals(
     sums: Num[np.ndarray, "*head unit"],
-    rows: Num[np.ndarray, "unit_of_rows"],
+    rows: Num[np.ndarray, "*layer unit_of_rows"],
     *,
     confidence: float = 0.95,
     n_resamples: int = N_RESAMPLES,
@@ -80,6 +90,9 @@ def studentised_intervals(
 
     Parameters
     ----------
+    rows
+        Rows of each unit, or of each layer and unit if `sums` have a leading axis `layer`. Layers with different rows
+        have resamples of their own, and their joint intervals share the error (Bonferroni).
     bounds
         Smallest and largest possible ratio; intervals do not exceed them.
 
@@ -88,21 +101,41 @@ def studentised_intervals(
     ShapeError
         `sums` and `rows` have different numbers of units.
     """
-    if sums.shape[-1] != len(rows):
-        raise ShapeError(f"sums have {sums.shape[-1]} units, rows {len(rows)}; expected the same number")
+    if sums.shape[-1] != rows.shape[-1]:
+        raise ShapeError(f"sums have {sums.shape[-1]} units, rows {rows.shape[-1]}; expected the same number")
+    groups = [(..., rows)] if rows.ndim == 1 else list(same_rows(rows))
+    ends = [np.full(sums.shape[:-1], np.nan) for _ in range(4)]
+    for layers, of_group in groups:
+        joint_confidence = 1 - (1 - confidence) / len(groups)
+        parts = _intervals(sums[layers], of_group, confidence, joint_confidence, n_resamples, bounds, seed)
+        for end, part in zip(ends, parts, strict=True):
+            end[layers] = part
+    return Intervals(*ends)
+
+
+def _intervals(
+    sums: Num[np.ndarray, "*head unit"],
+    rows: Num[np.ndarray, "unit"],
+    confidence: float,
+    joint_confidence: float,
+    n_resamples: int,
+    bounds: tuple[float, float],
+    seed: int,
+) -> list[Float[np.ndarray, "*head"]]:
+    """Compute the four ends of `Intervals`."""
     lead = sums.shape[:-1]
     has_rows = rows > 0
     flat = sums.reshape(math.prod(lead), len(rows))[:, has_rows].astype(np.float64)
     weights = rows[has_rows].astype(np.float64)
     n_units = len(weights)
     if n_units < 2 or not len(flat):
-        return Intervals(*(np.full(lead, np.nan) for _ in range(4)))
+        return [np.full(lead, np.nan) for _ in range(4)]
     rng = np.random.default_rng(seed)
     ratio, error = _ratio_and_error(flat, weights)
     deviation = _deviations(flat, weights, ratio, n_resamples, rng)  # [resample, head]
     tail = (1 - confidence) / 2
     smallest, largest = _ranked(deviation, tail), _ranked(deviation, 1 - tail)
-    joint = float(_ranked(np.abs(deviation).max(axis=1, keepdims=True), confidence)[0])
+    joint = float(_ranked(np.abs(deviation).max(axis=1, keepdims=True), joint_confidence)[0])
     ends = [_shifted(ratio, factor, error) for factor in (-largest, -smallest, -joint, joint)]
     is_constant = error <= 1e-12 * np.maximum(np.abs(ratio), 1e-300)
     exact = 1 - tail ** (1 / n_units)
@@ -111,7 +144,7 @@ def studentised_intervals(
         bound, inside = bounds[index % 2 == 0], exact if index % 2 else -exact
         at_bound = is_constant & np.isclose(ratio, bound, rtol=0, atol=1e-12)
         end[at_bound] = bound + inside * (bounds[1] - bounds[0]) if math.isfinite(bounds[1] - bounds[0]) else bound
-    return Intervals(*(np.clip(end, *bounds).reshape(lead) for end in ends))
+    return [np.clip(end, *bounds).reshape(lead) for end in ends]
 
 
 def _ratio_and_error(

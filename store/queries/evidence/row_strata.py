@@ -12,15 +12,29 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64, Num
 
+from ...patterns.regex import matching_texts
+from ...patterns.token_fields import TokenFields
+
 FIRST, SPECIAL, PUNCTUATION, OTHER, SELF = range(5)
 """Classes of keys. The row's own token is a class: a pattern such as ``key.upos == query.upos`` always or never has it."""
 N_CLASSES = 5
+_MARKS = r"^[\pP\pS]+$"
 _OFFSET_LIMIT = 8
 _OFFSET_EDGES = np.array([9, 13, 17, 25, 33, 49, 65, 97, 129, 193, 257, 385, 513, 1025, 2049, 4097])
 _DISTANCE_EDGES = np.array([1, 3, 5, 9, 17, 33, 65, 129, 257, 513, 1025, 2049, 4097])
 _SIDE = _OFFSET_LIMIT + len(_OFFSET_EDGES)
 N_BINS = 2 * _SIDE + 1
 """Number of bins of offsets: each offset up to 8, and ranges beyond."""
+
+
+def key_classes(keys: TokenFields) -> Int64[np.ndarray, "key_token"]:
+    """Return the class of each key token of a segment: first, special, punctuation or other."""
+    text = keys.values("text")
+    is_mark = np.append(matching_texts(_MARKS, text.texts) if text.texts else np.zeros(0, bool), False)
+    classes = np.where(is_mark[text.data], PUNCTUATION, OTHER)
+    classes[keys.values("special").data] = SPECIAL
+    classes[keys.position == 0] = FIRST
+    return classes
 
 
 def offset_bins(offset: Int64[np.ndarray, "pair"]) -> Int64[np.ndarray, "pair"]:

@@ -5,6 +5,7 @@ Sentences of a document, windows of a text, members of a pair and sentences of a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,10 @@ class SamplingUnits:
     def of(self, numbers: Num[np.ndarray, "row"]) -> Int64[np.ndarray, "row"]:
         """Return the unit of each of these examples, counted from 0 among the units that occur."""
         return np.unique(self.unit[np.searchsorted(self.number, numbers)], return_inverse=True)[1].astype(np.int64)
+
+    def count(self, numbers: Num[np.ndarray, "row"]) -> int:
+        """Count the units of some examples."""
+        return int(self.of(numbers).max(initial=-1)) + 1
 
     def describe(self, n_units: int) -> str:
         """Say how many units an answer rests on, with a warning if these are few."""
@@ -83,13 +88,18 @@ def sampling_units(store: Snapshot, name: str | None = None) -> SamplingUnits:
         return SamplingUnits(EXAMPLE, numbers, singles)
     if name is not None:
         return SamplingUnits(name, numbers, _codes(columns[name]))
-    candidates = [(column, _codes(columns[column])) for column in UNIT_COLUMNS if column in columns]
-    counts = [int(unit.max(initial=-1)) + 1 for _, unit in candidates]
-    usable = [index for index, count in enumerate(counts) if 2 <= count < len(numbers)]
-    if not usable:
-        return SamplingUnits(EXAMPLE, numbers, singles)
-    column, unit = candidates[min(usable, key=lambda index: counts[index])]
-    return SamplingUnits(column, numbers, unit)
+    candidates = {column: _codes(columns[column]) for column in UNIT_COLUMNS if column in columns}
+    column = default_unit({name: int(unit.max(initial=-1)) + 1 for name, unit in candidates.items()}, len(numbers))
+    return SamplingUnits(column, numbers, candidates.get(column, singles))
+
+
+def default_unit(counts: Mapping[str, int], n_examples: int) -> str:
+    """Return the coarsest of `UNIT_COLUMNS` that makes at least two units, and fewer than examples, or "example".
+
+    `counts` are the numbers of units that annotations make. An example without a value is a unit of its own.
+    """
+    usable = [name for name in UNIT_COLUMNS if 2 <= counts.get(name, 0) < n_examples]
+    return min(usable, key=lambda name: counts[name], default=EXAMPLE)
 
 
 def _configured(store: Snapshot) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 
 from ...errors import ConfigError
 from ...reading.attention_rebuild import why_not_rebuilt
@@ -55,23 +55,28 @@ class Evidence:
     """The evidence for the scores of a search."""
 
     heads: xr.Dataset
-    """`mass_low`, `mass_high` (95 % interval), `joint_low`, `joint_high` (95 % for all heads at once), `offset_lift` (hit
-    rate / hit rate of the best fixed offset); dims (layer, head), float64."""
+    """`mass_low`, `mass_high` (95 % interval), `joint_low`, `joint_high` (95 % for all heads at once), `offset_baseline` (hit
+    rate of the best fixed offset on the rows of the layer), `offset_lift` (hit rate / that); dims (layer, head), float64."""
     kind: Kind
     nulls: tuple[NullEvidence, ...]
     """At least one; the first is the one that "above" refers to."""
     units: SamplingUnits
     n_units: int
     offset_baseline: float
-    """Hit rate of the best fixed offset; NaN with fewer than two units."""
+    """Hit rate of the best fixed offset over the rows of all layers; NaN with fewer than two units."""
     offsets: tuple[int, ...]
     """The chosen offset (key position − query position); two offsets if the halves differ."""
     is_offset: bool
     """True if the pattern is a fixed offset itself, so that no head can exceed the best one."""
-    is_supported: bool
-    """True if there are enough rows and units to rank heads."""
+    supported: Bool[np.ndarray, "layer"]
+    """True for each layer with enough rows and units to rank heads."""
     minimum_rows: int
     minimum_units: int = RANK_UNITS
+
+    @property
+    def is_supported(self) -> bool:
+        """True if a layer has enough rows and units to rank heads."""
+        return bool(self.supported.any())
 
     @property
     def null(self) -> NullEvidence:
@@ -130,22 +135,25 @@ def compute_evidence(
     numbers = result.example_mass["example"].to_numpy()
     code, rows = units.of(numbers), baselines.rows
     n_units = int(code.max(initial=-1)) + 1
-    sums = result.example_mass.to_numpy().astype(np.float64) * rows  # [layer, head, example]
-    if selection is not None and len(selection.baselines.rows):
+    sums = result.example_sums
+    if selection is not None and selection.baselines.rows.size:
         offsets = [selection.baselines.best_offset]
         offset_rows = baselines.score(offsets[0])
     elif selection is None and n_units >= 2:
         offset_rows, offsets = baselines.cross_score(code, seed)
     else:
-        offset_rows, offsets = np.full(len(rows), np.nan), []
-    total = int(rows.sum())
+        offset_rows, offsets = np.full(rows.shape, np.nan), []
+    unit_rows = unit_sums(rows, code)
+    total = rows.sum(axis=1)
     hit_rate = result.heads["hit_rate"].to_numpy()
-    offset_baseline = float(offset_rows.sum() / total) if total and offsets else np.nan
+    offset_baseline = float(offset_rows.sum() / total.sum()) if total.any() and offsets else np.nan
     is_offset = is_fixed_offset(result.pattern.node) or offset_baseline >= SAME_OFFSET
-    has_offset = offset_baseline > 0 and not is_offset
-    intervals = studentised_intervals(unit_sums(sums, code), unit_sums(rows, code), bounds=(0, 1), seed=seed)
-    is_supported = bool(total >= minimum_rows and n_units >= RANK_UNITS)
-    comparison = _Comparison(result, units, is_supported, seed)
+    of_layer = np.divide(offset_rows.sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
+    offset_baselines = np.repeat(of_layer[:, None], hit_rate.shape[1], axis=1)
+    has_offset = (offset_baselines > 0) & (not is_offset)
+    intervals = studentised_intervals(unit_sums(sums, code), unit_rows, bounds=(0, 1), seed=seed)
+    supported = (total >= minimum_rows) & ((unit_rows > 0).sum(axis=1) >= RANK_UNITS)
+    comparison = _Comparison(result, units, supported, seed)
     scanned = comparison.scan([name for name in names if NULLS[name].reads_attention])
     of_null = []
     for name in names:
@@ -154,18 +162,23 @@ def compute_evidence(
             of_null.append(comparison.of(name, sums, expected, numbers))
         elif name == "offset" and is_offset:
             of_null.append(comparison.nothing(name, "the pattern is a fixed offset itself"))
+        elif name == "mismatched":
+            of_null.append(comparison.of_twos(*scanned[name]))
         else:
             observed, expected = scanned[name]
             if name == "offset":
-                of_sample = offset_rows[np.searchsorted(numbers, comparison.sample)].astype(np.float64)
-                expected = np.broadcast_to(of_sample, observed.shape)
+                of_sample = offset_rows[:, np.searchsorted(numbers, comparison.sample)].astype(np.float64)
+                expected = np.broadcast_to(of_sample[:, None], observed.shape)
             of_null.append(comparison.of(name, observed, expected, comparison.sample))
     columns = {
         "mass_low": intervals.low,
         "mass_high": intervals.high,
         "joint_low": intervals.joint_low,
         "joint_high": intervals.joint_high,
-        "offset_lift": hit_rate / offset_baseline if has_offset else np.full(hit_rate.shape, np.nan),
+        "offset_baseline": offset_baselines,
+        "offset_lift": np.divide(
+            hit_rate, offset_baselines, out=np.full(hit_rate.shape, np.nan), where=has_offset & np.isfinite(hit_rate)
+        ),
     }
     return Evidence(
         _dataset(columns, result),
@@ -176,7 +189,7 @@ def compute_evidence(
         offset_baseline,
         tuple(offsets),
         is_offset,
-        is_supported,
+        supported,
         minimum_rows,
     )
 
@@ -190,9 +203,11 @@ def _dataset(columns: dict[str, Float[np.ndarray, "layer head"]], result: Scored
 class _Comparison:
     """Compares the heads of one search with nulls."""
 
-    def __init__(self, result: ScoredSearch, units: SamplingUnits, is_supported: bool, seed: int) -> None:
-        self.result, self.units, self.is_supported, self.seed = result, units, is_supported, seed
-        self.sample = np.empty(0, np.int64)
+    def __init__(
+        self, result: ScoredSearch, units: SamplingUnits, supported: Bool[np.ndarray, "layer"], seed: int
+    ) -> None:
+        self.result, self.units, self.supported, self.seed = result, units, supported, seed
+        self.sample = self.two_of_units = np.empty(0, np.int64)
 
     def scan(
         self, names: Sequence[NullName]
@@ -216,31 +231,43 @@ class _Comparison:
             result.vocabulary,
             result.words,
             self.sample,
+            unit,
             half,
             tuple(names),
         )
+        if "mismatched" in names:
+            self.two_of_units = scan.shapes.two_of_units
         return scan.masses()
+
+    def of_twos(
+        self, observed: Float[np.ndarray, "layer head example"], expected: Float[np.ndarray, "layer head example"]
+    ) -> NullEvidence:
+        """Compare observed with expected sums of mismatched pairs, over twos of sampling units."""
+        is_used = (self.two_of_units >= 0) & ((observed > 0) | (expected > 0)).any(axis=(0, 1))
+        code = np.unique(self.two_of_units[is_used], return_inverse=True)[1].astype(np.int64)
+        return self.of("mismatched", observed[..., is_used], expected[..., is_used], self.sample[is_used], code)
 
     def of(
         self,
         name: NullName,
         observed: Float[np.ndarray, "layer head example"],
         expected: Float[np.ndarray, "layer head example"],
-        numbers: np.ndarray,
+        numbers: Int64[np.ndarray, "example"],
+        code: Int64[np.ndarray, "example"] | None = None,
     ) -> NullEvidence:
-        """Compare observed with expected sums of the rows of some examples."""
-        code = self.units.of(numbers)
+        """Compare observed with expected sums of the rows of some examples. `code` is the unit of each, from 0."""
+        code = self.units.of(numbers) if code is None else code
         difference = unit_sums(observed - expected, code)
         p_value = np.full(difference.shape[:-1], np.nan)
-        if self.is_supported and difference.shape[-1]:
-            p_value = p_above_zero(difference, _ROUNDING)
+        if difference.shape[-1]:
+            p_value[self.supported] = p_above_zero(difference[self.supported], _ROUNDING)
         seen, awaited = observed.sum(axis=-1), expected.sum(axis=-1)
         above = np.divide(seen, awaited, out=np.full(seen.shape, np.nan), where=awaited > 0)
         # the null may leave rows out: the expectation is given on the scale of the score of all rows
         score = self.result.heads["hit_rate" if name == "offset" else "mass"].to_numpy()
         scaled = np.divide(score, above, out=np.full(score.shape, np.nan), where=above > 0)
         columns = {"expected": scaled, "above": above, "p_value": p_value, "q_value": false_discovery_rate(p_value)}
-        is_empty = self.is_supported and not np.isfinite(p_value).any()
+        is_empty = self.supported.any() and not np.isfinite(p_value).any()
         note = "every key of a stratum matches, or none: nothing is left to compare with" if is_empty else ""
         return NullEvidence(name, _dataset(columns, self.result), len(numbers), difference.shape[-1], note)
 

@@ -230,6 +230,7 @@ def _job_file(document: dict, folder) -> str:
         (Request(action="delete"), r"expected zero, mean"),
         (Request(action="scale:x"), r"expected zero, mean"),
         (Request(action="dimensions:900:0"), r"dimensions 0 to"),
+        (Request(action="dimensions:1,2"), r"have no factor; expected 1,2:FACTOR"),
         (Request(action="block"), r"add --edges PATTERN"),
         (Request(action="mean", edges="induction"), r"expected block"),
         (Request(action="block", edges="key.upso == 1"), r"upso"),

@@ -52,7 +52,7 @@ CHANGES: dict[str, tuple[Action, Callable[[SlowHead], np.ndarray]]] = {
     "zero": (Zero(), lambda slow: 0 * own(slow)),
     "scale": (Scale(0.5), lambda slow: 0.5 * own(slow)),
     "uniform": (Uniform(), lambda slow: slow.output(slow.shown / slow.shown.sum(axis=1, keepdims=True))),
-    "dimensions": (ScaleDimensions((0, 2), 3.0), lambda slow: slow.output(slow.weights(factors(slow)))),
+    "dimensions": (ScaleDimensions({0: 3.0, 2: 3.0}), lambda slow: slow.output(slow.weights(factors(slow)))),
     "block": (Block(), lambda slow: slow.output(slow.weights(hidden=diagonal(*slow.shown.shape)))),
 }
 

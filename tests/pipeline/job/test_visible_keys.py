@@ -108,9 +108,12 @@ def own_maps(store, model, tokenizer):
 
 
 def slow_numbers(maps, sites_pairs):
-    """Return uniform baselines of the previous and the first token, and normalised entropy, by layer and head."""
+    """Return uniform baselines of the previous and the first token, by layer, and normalised entropy, by layer and head.
+
+    The share of the rows that see the previous and the first token comes third.
+    """
     n_layers, n_heads = maps[0].shape[:2]
-    uniform, entropy = np.zeros((2, n_layers)), np.zeros((n_layers, n_heads))
+    uniform, entropy, seen = np.zeros((2, n_layers)), np.zeros((n_layers, n_heads)), np.zeros((2, n_layers))
     n_previous = sum(a.shape[2] - 1 for a in maps)
     n_rows = sum(a.shape[2] for a in maps)
     for layer in range(n_layers):
@@ -120,13 +123,14 @@ def slow_numbers(maps, sites_pairs):
                 keys = [k for k in range(a.shape[3]) if shown[layer][q, k]]
                 uniform[0, layer] += (q - 1 in keys) / len(keys) / n_previous
                 uniform[1, layer] += (0 in keys) / len(keys) / n_rows
+                seen[:, layer] += (q - 1 in keys) / n_previous, (0 in keys) / n_rows
                 if len(keys) > 1:
                     count += 1
                     for head in range(n_heads):
                         weights = a[layer, head, q, keys]
                         entropy[layer, head] -= sum(w * np.log(w) for w in weights if w > 0) / np.log(len(keys))
         entropy[layer] /= count
-    return uniform, entropy
+    return uniform, entropy, seen
 
 
 def stored_masks(store, site):
@@ -177,14 +181,18 @@ def test_numbers_rest_on_the_models_own_mask(name, job_of):
     for i, a in enumerate(maps):
         np.testing.assert_allclose(store.examples[i].attention().values, a, atol=1e-5)
     check_edges(store, maps, shown)
-    uniform, entropy = slow_numbers(maps, shown)
-    for expected, pattern, statistic in zip(
-        uniform, ("previous_token", "first_token"), ("previous", "first"), strict=True
+    uniform, entropy, seen = slow_numbers(maps, shown)
+    for expected, share, pattern, statistic in zip(
+        uniform, seen, ("previous_token", "first_token"), ("previous", "first"), strict=True
     ):
         result = store.search(pattern)
         baseline = result.heads["baseline"].to_numpy().reshape(site.n_layers, -1)[:, 0]
-        np.testing.assert_allclose(baseline, expected, rtol=1e-6)
-        np.testing.assert_allclose(result.baselines.uniform.sum(axis=1) / result.rows, expected, rtol=1e-6)
+        # a search counts rows that see a match, and has no number (0 / 0) for layers without one
+        of_seen = np.divide(expected, share, out=np.full(len(share), np.nan), where=share > 0)
+        np.testing.assert_allclose(baseline, of_seen, rtol=1e-6)
+        n_rows = result.example_rows.sum(axis=1)
+        np.testing.assert_array_equal(n_rows == 0, share == 0)
+        np.testing.assert_allclose(result.baselines.uniform.sum(axis=1), np.nan_to_num(of_seen) * n_rows, rtol=1e-6)
         np.testing.assert_allclose(uniform_baseline(store, site, STATISTICS[statistic]), expected, rtol=1e-6)
     means = corpus_means(store, ["normalised_entropy"])["normalised_entropy"]
     np.testing.assert_allclose(means, entropy, atol=1e-5)

@@ -31,7 +31,7 @@ def peak():
 def prepare(job):
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
     resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-    signal.alarm(120)
+    signal.alarm(1200)  # it hangs; the limit of processor time ends what works without end
     before = peak()
     try:
         prepare_job(parse_config(job))

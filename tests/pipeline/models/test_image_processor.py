@@ -16,6 +16,7 @@ from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.corpora.corpus import read_corpus
 from headatlas.pipeline.corpora.corpus_options import ImageCorpus
 from headatlas.pipeline.corpora.examples import CorpusExample
+from headatlas.pipeline.interventions.head_effects import intervene
 from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.models.image_processor import load_image_reader
 from headatlas.pipeline.models.model_folder import ModelFolder
@@ -121,3 +122,30 @@ def test_what_cannot_be_read_is_explained(vit_folder, tiny_folder, pictures, tmp
             ConfigError, match=r"needs Pillow, which is not installed; pip install 'headatlas\[images\]'"
         ):
             attempt()
+
+
+def test_heads_of_an_image_model_are_changed(vit_folder, pictures, tmp_path, monkeypatch):
+    """The effect on the mean of the last hidden state, beside a hook on the output projection."""
+    monkeypatch.setenv("HEADATLAS_CACHE_DIR", str(tmp_path / "cache"))
+    job = job_of(vit_folder, pictures, tmp_path)
+    result = intervene(job, heads="1.2", n_controls=2)
+    assert result.measure == "embedding"
+    model = AutoModel.from_pretrained(vit_folder).eval()
+    reader = load_image_reader(ModelFolder(vit_folder, "vit"), model)
+    examples = [record for record in read_corpus(job.corpus) if isinstance(record, CorpusExample)]
+    pixels = reader.pixels(examples[:1])
+    d_head = model.config.hidden_size // model.config.num_attention_heads
+    projection = model.get_submodule("layers.1.attention.o_proj")
+    with torch.no_grad():
+        before = model(pixel_values=pixels).last_hidden_state[0].mean(dim=0)
+
+        def hook(_module, arguments):
+            outputs = arguments[0].clone()
+            outputs[..., 2 * d_head : 3 * d_head] = 0
+            return (outputs,)
+
+        handle = projection.register_forward_pre_hook(hook)
+        after = model(pixel_values=pixels).last_hidden_state[0].mean(dim=0)
+        handle.remove()
+    expected = 1 - float(torch.cosine_similarity(before.double(), after.double(), dim=0))
+    assert result.effects[0, 0] == pytest.approx(expected, abs=1e-5)

@@ -94,7 +94,7 @@ def test_stats_json_lists_every_head_with_every_statistic(traced):
     assert all({"layer", "head", *STATISTIC_NAMES} <= set(head) for head in output["heads"])
     assert output["heads"][0] | {"layer": 0, "head": 0, "behaviour": "previous"} == output["heads"][0]
     ranked = json.loads(run("stats", traced.store.path, "--json", "--statistic", "entropy", "--top", 3))["heads"]
-    assert [list(head) for head in ranked] == [["layer", "head", "entropy"]] * 3
+    assert [list(head) for head in ranked] == [["layer", "head", "entropy", "entropy_low", "entropy_high"]] * 3
     assert [head["entropy"] for head in ranked] == sorted((h["entropy"] for h in output["heads"]), reverse=True)[:3]
 
 
@@ -107,7 +107,8 @@ def test_stats_prints_a_table(traced):
     ranked = run("stats", traced.store.path, "--statistic", "distance", "--statistic", "first", "--average", "examples")
     assert "distance (tokens)" in ranked
     assert "every example has the same weight" in ranked
-    assert run("stats", traced.store.path, "--statistic", "first", "--csv").splitlines()[0] == "layer,head,first"
+    columns = run("stats", traced.store.path, "--statistic", "first", "--csv").splitlines()[0]
+    assert columns == "layer,head,first,first_low,first_high"
 
 
 def test_patterns_lists_the_library():

@@ -133,7 +133,7 @@ def test_spans_cover_the_source_text():
     assert text[right.children[1].span.start : right.children[1].span.stop] == '"nsubj"'
 
 
-def test_patterns_compose():
+def test_patterns_compose(without_shape_checks):
     a, b = Pattern.parse("previous_token or next_token"), Pattern.parse("key.special")
     assert str(a & ~b) == "(previous_token or next_token) and not key.special"
     assert str(~(a | b)) == "not (previous_token or next_token or key.special)"

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from slow_search import mean_of
 from traced_corpus import make_site, make_store
 from typer.testing import CliRunner
 
@@ -74,19 +75,26 @@ def slow_search(traced, site, holds, merge):
         matching = {i: words for i, words in matching.items() if words}
         if not matching:
             continue
-        masses = np.zeros((site.n_layers, site.n_heads, len(matching)))
+        masses = np.full((site.n_layers, site.n_heads, len(matching)), np.nan)
         for layer in range(site.n_layers):
             uniform_words = slow_words(uniform_map(site, layer, len(query), len(key)), query, key, merge)
+            seen = {
+                i: [j for j in words if uniform_words[a[i].number, b[j].number] > 0] for i, words in matching.items()
+            }
             for head in range(site.n_heads):
                 merged = slow_words(maps[layer, head], query, key, merge)
-                for index, (i, words) in enumerate(matching.items()):
+                for index, (i, words) in enumerate(seen.items()):
+                    if not words:
+                        continue  # a window hides every matching word
                     row = merged[a[i].number].tolist()
                     masses[layer, head, index] = sum(row[b[j].number] for j in words)
                     hits[layer, head] += row.index(max(row)) in [b[j].number for j in words]
             uniform[layer] += sum(
                 uniform_words[a[i].number, b[j].number] for i, words in matching.items() for j in words
             )
-        rows[number] = masses
+        masses = masses[:, :, np.isfinite(masses).any(axis=(0, 1))]
+        if masses.size:
+            rows[number] = masses
     return rows, hits, uniform
 
 
@@ -110,20 +118,21 @@ def test_a_search_between_words_equals_the_loop(stores, monkeypatch, kind, text)
     monkeypatch.setattr(module, "BLOCK_WEIGHTS", 150)  # several blocks in each segment
     site, traced = SITES[kind], stores(kind)
     rows, hits, uniform = slow_search(traced, site, CONDITIONS[text], merge)
-    n_rows = sum(masses.shape[2] for masses in rows.values())
+    n_rows = sum((np.isfinite(masses[:, 0]).sum(axis=1) for masses in rows.values()), np.zeros(site.n_layers, int))
     result = search(traced.store, text, words=merge)
-    assert (result.basis, result.words, result.rows) == ("attention", merge, n_rows)
+    assert (result.basis, result.words, result.rows) == ("attention", merge, n_rows.max())
     assert result.example_mass["example"].to_numpy().tolist() == sorted(rows)
     if not rows:
         assert text == "key.special"
         return
     every = np.concatenate([rows[number] for number in sorted(rows)], axis=2)
-    np.testing.assert_allclose(result.heads["mass"], every.mean(axis=2), atol=1e-6)
-    np.testing.assert_allclose(result.heads["hit_rate"], hits / n_rows, atol=1e-12)
+    assert result.example_rows.sum(axis=1).tolist() == n_rows.tolist()
+    np.testing.assert_allclose(result.heads["mass"], np.nanmean(every, axis=2), atol=1e-6)
+    np.testing.assert_allclose(result.heads["hit_rate"], hits / n_rows[:, None], atol=1e-12)
     np.testing.assert_allclose(result.heads["baseline"][:, 0], uniform / n_rows, atol=1e-12)
     np.testing.assert_allclose(result.baselines.uniform.sum(axis=1), uniform, atol=1e-9)
     for number, mass in zip(sorted(rows), result.example_mass.transpose("example", ...).to_numpy(), strict=True):
-        np.testing.assert_allclose(mass, rows[number].mean(axis=2), atol=1e-6)
+        np.testing.assert_allclose(mass, mean_of(np.moveaxis(rows[number], 2, 0)), atol=1e-6)
 
 
 def test_an_example_of_the_result_shows_words(stores):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import pytest
 
+from headatlas.store.schema.head_dimensions import parse_factors
+from headatlas.store.schema.traces import Site
 from headatlas.viewer.frames import detail_frames as details
 from headatlas.viewer.frames import view_frames as frames
 
@@ -192,6 +196,9 @@ def test_an_enlarged_head_shows_its_map_and_pins(serve):
     wait_for(page, lambda: views[-1].pin == f"q{rows[0]['query']}")
 
 
+HALF_PAIRS = ((0, 4), (1, 5), (2, 6), (3, 7))
+
+
 def neuron(serve, **options):
     from headatlas.viewer.components.neuronview import NeuronView
 
@@ -269,10 +276,12 @@ def test_zeroing_a_dimension_gives_the_softmax_without_it(serve):
 
 
 def test_neuron_view_names_rotary_pairs_shared_keys_and_biases(serve):
-    served, *_ = neuron(serve, frame={"rotary": True, "kv_head": 0, "n_sharing": 3, "softcap": 50.0})
+    served, *_ = neuron(
+        serve, frame={"rotary": True, "pairs": HALF_PAIRS, "kv_head": 0, "n_sharing": 3, "softcap": 50.0}
+    )
     note = served.page.locator(".note")
     note.wait_for()
-    for text in ("Key head 0, shared by 3 query heads", "dimensions d and d + 4 turn together", "soft-capped at 50"):
+    for text in ("Key head 0, shared by 3 query heads", "dimensions 0 and 4 turn together", "soft-capped at 50"):
         assert text in note.inner_text()
     served.page.locator("[data-order='pairs']").click()
     served.page.locator("[data-order='pairs'][aria-pressed='true']").wait_for()
@@ -286,6 +295,63 @@ def test_neuron_view_names_rotary_pairs_shared_keys_and_biases(serve):
         3,
         7,
     ]
+
+
+def test_pairs_that_lie_side_by_side_in_a_part_of_the_head(serve):
+    served, *_ = neuron(serve, frame={"rotary": True, "pairs": ((2, 3), (0, 1))})
+    served.page.locator("[data-order='pairs']").click()
+    served.page.locator("[data-order='pairs'][aria-pressed='true']").wait_for()
+    order = [int(r["dimension"]) for r in mirror_rows(served.page, "dimensions by their part")]
+    assert order == [2, 3, 0, 1, 4, 5, 6, 7]
+    read = "rows => rows.map(row => [+row.dataset.dim, row.querySelector('b').title])"
+    titles = dict(served.page.locator("[data-dim]").evaluate_all(read))
+    assert titles == {
+        **dict.fromkeys((2, 3), "rotary pair 0: dimensions 2 and 3"),
+        **dict.fromkeys((0, 1), "rotary pair 1: dimensions 0 and 1"),
+        **dict.fromkeys(range(4, 8), ""),
+    }
+
+
+def test_changed_dimensions_are_copied_as_commands(serve):
+    """Both commands name every changed dimension with its factor, in the notation that the commands read."""
+    served, *_ = neuron(serve, frame={"store": "it's mine", "site": "cross"})
+    page = served.page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("[data-zero]").first.wait_for()
+    assert page.locator("[data-copy]").count() == 0
+    dims = [int(page.locator("[data-zero]").nth(i).get_attribute("data-zero")) for i in (0, 1, 2)]
+    for dim in dims[:2]:
+        page.locator(f"[data-zero='{dim}']").click()
+    page.get_by_text("2 changed").wait_for()
+    slide = "input => { input.value = 0.35; input.dispatchEvent(new Event('input')); }"
+    page.locator(f"[data-factor='{dims[2]}']").evaluate(slide)
+    page.get_by_text("3 changed").wait_for()
+    copied = {}
+    for name in ("what-if", "intervene"):
+        page.locator(f"[data-copy='{name}']").click()
+        page.locator(f"[data-copy='{name}']", has_text="Copied").wait_for()
+        copied[name] = page.evaluate("navigator.clipboard.readText()")
+        assert copied[name] == page.locator(f"[data-command='{name}']").inner_text()
+    words = shlex.split(copied["what-if"])
+    change = words[6]
+    assert words == ["headatlas", "what-if", "it's mine", "--head", "1.2", "--dimensions", change, "--site", "cross"]
+    site = Site(
+        name="decoder",
+        n_layers=1,
+        n_heads=1,
+        n_kv_heads=1,
+        d_head=8,
+        causal=True,
+        scaling=(1.0,),
+        softcap=(None,),
+        window=(None,),
+    )
+    assert parse_factors(change, site) == dict(sorted({dims[0]: 0.0, dims[1]: 0.0, dims[2]: 0.35}.items()))
+    expected = ["intervene", "JOB.toml", "--heads", "1.2", "--do", f"dimensions:{change}", "--site", "cross"]
+    assert shlex.split(copied["intervene"]) == ["headatlas", *expected]
+    page.locator("[data-reset]").click()
+    page.get_by_text("no changes").wait_for()
+    assert page.locator("[data-copy]").count() == 0
 
 
 def test_scores_with_a_position_bias_cannot_be_changed(serve):

@@ -19,6 +19,7 @@ from headatlas.viewer.data.bookmarks import Bookmark, Bookmarks
 
 SPAWN = multiprocessing.get_context("spawn")
 WRITES = 100
+PATIENCE_S = 600.0
 
 
 def write_heads(path: Path, layer: int, n_heads: int, barrier: Barrier) -> None:
@@ -26,6 +27,11 @@ def write_heads(path: Path, layer: int, n_heads: int, barrier: Barrier) -> None:
     barrier.wait()
     for head in range(n_heads):
         bookmarks.write("encoder", layer, head, Bookmark(True, f"{layer}.{head}"))
+
+
+def write_in_process(path: Path, layer: int, n_heads: int, barrier: Barrier) -> None:
+    module.LOCK_S = PATIENCE_S
+    write_heads(path, layer, n_heads, barrier)
 
 
 def lock_and_wait(path: Path, barrier: Barrier) -> None:
@@ -38,9 +44,10 @@ def heads_in(path: Path) -> dict[str, dict[str, object]]:
     return json.loads(path.read_text())["heads"]
 
 
-def test_processes_and_threads_lose_no_bookmark(tmp_path: Path) -> None:
+def test_processes_and_threads_lose_no_bookmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOCK_S", PATIENCE_S)
     path, barrier = tmp_path / "heads.json", SPAWN.Barrier(4)
-    writers = [SPAWN.Process(target=write_heads, args=(path, layer, WRITES, barrier)) for layer in range(2)]
+    writers = [SPAWN.Process(target=write_in_process, args=(path, layer, WRITES, barrier)) for layer in range(2)]
     for writer in writers:
         writer.start()
     with ThreadPoolExecutor(2) as pool:  # each thread is a viewer of its own

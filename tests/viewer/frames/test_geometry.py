@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headatlas.store.errors import ShapeError
+from headatlas.store.reading.attention_rebuild import attention_scores
 from headatlas.viewer.frames import geometry
 
 from ..view_data import random_attention
@@ -79,13 +80,17 @@ def test_a_window_lies_inside_and_holds_its_centre(n, size, center):
         assert shown.start <= center < shown.stop
 
 
+def row_scores(query, keys, scaling, softcap=None):
+    return attention_scores(query[None, None], keys[None], scaling, softcap)[0, 0]
+
+
 @pytest.mark.parametrize(
     ("softcap", "window", "causal"), [(None, None, False), (5.0, None, True), (None, 4, True), (None, 4, False)]
 )
 def test_a_row_is_rebuilt_from_its_vectors(softcap, window, causal):
     rng = np.random.default_rng(1)
     query, keys, q = rng.normal(size=8), rng.normal(size=(9, 8)), 5
-    scores = geometry.row_scores(query, keys, scaling=0.3, softcap=softcap)
+    scores = row_scores(query, keys, 0.3, softcap)
     mask = np.array([(k <= q or not causal) and (window is None or abs(q - k) < window) for k in range(9)])
     slow = np.array([0.3 * sum(a * b for a, b in zip(query, key, strict=True)) for key in keys])
     if softcap:
@@ -102,7 +107,7 @@ def test_parts_sum_to_the_difference_from_the_mean_of_the_other_keys():
     query, keys = rng.normal(size=6), rng.normal(size=(5, 6))
     mask = np.array([True, True, False, True, True])
     parts = geometry.dimension_parts(query, keys, scaling=0.5, focus=1, mask=mask)
-    scores = geometry.row_scores(query, keys, scaling=0.5)
+    scores = row_scores(query, keys, 0.5)
     assert parts.sum() == pytest.approx(scores[1] - scores[[0, 3, 4]].mean())
 
 
@@ -114,4 +119,4 @@ def test_parts_of_the_only_key_are_its_score():
 
 def test_keys_with_another_number_of_dimensions_are_rejected():
     with pytest.raises(ShapeError, match="8 dimensions and the keys 4"):
-        geometry.row_scores(np.zeros(8), np.zeros((2, 4)), scaling=1.0)
+        row_scores(np.zeros(8), np.zeros((2, 4)), 1.0)

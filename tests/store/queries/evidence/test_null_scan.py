@@ -5,10 +5,12 @@ import itertools
 import numpy as np
 import pytest
 from slow_search import CONDITIONS, SITES, visible
-from traced_corpus import make_site, make_store
+from traced_corpus import Traced, make_store
+from treebank_store import tree_table, write_trees
 
 from headatlas.store.patterns import Pattern
 from headatlas.store.patterns.segment_matcher import site_vocabulary
+from headatlas.store.queries.evidence.mismatched_pairs import unit_pairs
 from headatlas.store.queries.evidence.null_scan import NullScan, sample_examples
 from headatlas.store.queries.evidence.row_strata import distance_bins, offset_bins
 from headatlas.store.queries.pattern_search import search
@@ -52,12 +54,13 @@ def merged(traced, site, holds):
     return {kind for kind, (n, of) in counts.items() if kind not in ("self", "other") and n >= 0.8 * of}
 
 
-def scan(traced, site, text, *names, words=None):
+def scan(traced, site, text, *names, words=None, unit=None):
     store, pattern = traced.store, Pattern.parse(text)
     numbers = store.example_numbers()
     half = np.arange(len(numbers)) % 2 == 0
     vocabulary = site_vocabulary(store, site)
-    return NullScan(store.segments, site, pattern, vocabulary, words, numbers, half, names).masses()
+    unit = np.arange(len(numbers)) if unit is None else unit
+    return NullScan(store.segments, site, pattern, vocabulary, words, numbers, unit, half, names).masses()
 
 
 @pytest.fixture(scope="module")
@@ -190,41 +193,89 @@ def test_words_are_compared_as_words(stores):
     result = search(traced.store, text, words="mean")
     numbers = result.example_mass["example"].to_numpy()
     observed, expected = scan(traced, site, text, "labels", words="mean")["labels"]
-    mass = result.example_mass.to_numpy() * result.example_mass["rows"].to_numpy()
-    np.testing.assert_allclose(observed[:, :, numbers], mass, atol=1e-5)
+    np.testing.assert_allclose(observed[:, :, numbers], result.example_sums, atol=1e-5)
     assert (expected[:, :, numbers] > 0).all()
 
 
-def same_place(table, other, position):
-    """Texts of one length have the same places: special tokens around them, and tokens of the same text."""
-    return table.second[position] == other.second[position]
+def classes_alike(table, other, pair):
+    """Return True if both tables have the same class of key, and the same texts, at the positions of a pair."""
+    q, k = pair
+    if not (q < len(other) and k < len(other)):
+        return False
+
+    def class_of(t):
+        if q == k:
+            return "self"
+        if t.word[q] == t.word[k] >= 0:
+            return "word"
+        return "first" if k == 0 else "special" if t.special[k] else "mark" if t.text[k] == "." else "other"
+
+    return class_of(table) == class_of(other) and all(table.second[p] == other.second[p] for p in pair)
 
 
-def test_mismatched_pairs_are_those_of_other_examples(tmp_path):
-    """All texts have one length: the mean of the weights at the positions of the four partners' matches."""
-    site = make_site()
-    traced = make_store(tmp_path / "store", (site,), lengths=((6,) * 5,))
+@pytest.mark.parametrize("kind", ["full", "sliding"])
+def test_mismatched_pairs_are_those_of_the_partner(tmp_path, kind):
+    """All texts have one length, so the twos are examples 0 and 1, 2 and 3; the fifth has no partner."""
+    site = SITES[kind]
+    traced = make_store(tmp_path / "store", (site,), lengths=((6, 6, 6), (6, 6)))
     holds = CONDITIONS["duplicate_token"]
     positions = {e: [] for e in range(5)}
     for example, q, _, _, _, matches in slow_rows(traced, site, holds):
         positions[example] += [(q, k) for k in sorted(matches)]
     observed, expected = scan(traced, site, "duplicate_token", "mismatched")["mismatched"]
+    tables, n_compared = traced.tokens["source"], 0
     for example in range(5):
-        maps = traced.attention["encoder"][example].astype(float)
-        table = traced.tokens["source"][example]
-        own = positions[example]
-        others = [
-            (q, k)
-            for partner in range(5)
-            if partner != example
-            for q, k in positions[partner]
-            if all(same_place(table, traced.tokens["source"][partner], position) for position in (q, k))
-        ]
-        if not own or not others:
-            continue
-        np.testing.assert_allclose(observed[:, :, example], sum(maps[:, :, q, k] for q, k in own), atol=1e-5)
-        mean = np.mean([maps[:, :, q, k] for q, k in others], axis=0)
-        np.testing.assert_allclose(expected[:, :, example], mean * len(own), atol=1e-5)
+        partner = example ^ 1 if example < 4 else None
+        maps = traced.attention[site.name][example].astype(float)
+        for layer in range(site.n_layers):
+            own, others = (
+                [
+                    (q, k)
+                    for q, k in positions.get(donor, [])
+                    if partner is not None
+                    and classes_alike(tables[example], tables[partner], (q, k))
+                    and k in visible(site, layer, 6, q)
+                ]
+                for donor in (example, partner)
+            )
+            if not own or not others:
+                assert not observed[layer, :, example].any()
+                continue
+            n_compared += 1
+            scale = (len(own) + len(others)) / 2
+            for values, pairs in ((observed, own), (expected, others)):
+                mean = np.mean([maps[layer, :, q, k] for q, k in pairs], axis=0)
+                np.testing.assert_allclose(values[layer, :, example], mean * scale, atol=1e-5)
+    assert n_compared >= 2
+
+
+def test_exchanging_the_labels_of_two_units_changes_the_sign(tmp_path):
+    """The difference of a two is antisymmetric: its sign is random if labels say nothing about the head."""
+    rng = np.random.default_rng(0)
+
+    def attention_of(tokens):
+        weights = rng.random((2, 3, len(tokens), len(tokens)))
+        return weights / weights.sum(axis=-1, keepdims=True)
+
+    trees = [[(-1, "root"), *[(0, "dep")] * 6]] * 2
+    store, _ = write_trees(tmp_path / "store", [trees], attention_of, lambda part: tree_table(part, special=False))
+    labels, differences = (list("xyxxyzz"), list("xzyyzxy")), []
+    for order in ((0, 1), (1, 0)):
+        store = store.annotate("label", {i: labels[j] for i, j in enumerate(order)}, kind="word", replace=True)
+        text = "key.label == query.label and key.word != query.word"
+        observed, expected = scan(Traced(store, {}, {}), store.site(), text, "mismatched")["mismatched"]
+        differences.append((observed - expected).sum(axis=2))
+    assert np.abs(differences[0]).min() > 1e-4
+    np.testing.assert_allclose(differences[1], -differences[0], atol=1e-6)
+
+
+def test_units_are_put_together_in_twos():
+    unit, n_tokens = np.array([0, 0, 1, 2, 2, 2, 3, 4]), np.array([5, 9, 4, 6, 7, 8, 3, 30])
+    twos, number = unit_pairs(unit, n_tokens)
+    assert twos.tolist() == [[6, 2], [7, 1]]  # units 3 and 1, 4 and 0; unit 2 has no partner
+    assert number.tolist() == [0, 1]
+    twos, number = unit_pairs(np.array([0, 0, 0, 1, 1]), np.array([9, 5, 7, 6, 8]))
+    assert (twos.tolist(), number.tolist()) == ([[3, 1], [4, 0]], [0, 0])
 
 
 def test_examples_beyond_the_limit_are_left_out_at_random(monkeypatch):

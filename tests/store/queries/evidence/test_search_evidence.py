@@ -24,7 +24,7 @@ def stores(tmp_path_factory):
 
 
 def slow_baselines(traced, site, holds):
-    """Compute for each example: rows, {offset: matching rows}, uniform mass of each layer, and without special keys."""
+    """Compute for each example, by layer: rows, {offset: matching rows}, uniform mass, and that without special keys."""
     sums = {}
     for index in range(len(traced.attention[site.name])):
         query, key = traced.tokens[site.query_sequence][index], traced.tokens[site.key_sequence][index]
@@ -32,16 +32,19 @@ def slow_baselines(traced, site, holds):
             keys = {k for k in range(q + 1 if site.causal else len(key)) if holds(query, key, q, k)}
             if not keys:
                 continue
-            empty = [0, dict.fromkeys(OFFSETS, 0), np.zeros(site.n_layers), np.zeros(site.n_layers)]
-            rows, right, uniform, plain = sums.setdefault(index, empty)
-            sums[index][0] = rows + 1
-            for offset in OFFSETS:
-                right[offset] += q + offset in keys
             for layer in range(site.n_layers):
                 visible_keys = visible(site, layer, len(key), q)
-                uniform[layer] += len(keys & set(visible_keys)) / len(visible_keys) if visible_keys else 0
+                if not keys & set(visible_keys):
+                    continue
+                rows, right, uniform, plain = sums.setdefault(
+                    index, [np.zeros(site.n_layers, int), *(np.zeros((n, site.n_layers)) for n in (len(OFFSETS), 1, 1))]
+                )
+                rows[layer] += 1
+                for number, offset in enumerate(OFFSETS):
+                    right[number, layer] += q + offset in keys & set(visible_keys)
+                uniform[0, layer] += len(keys & set(visible_keys)) / len(visible_keys)
                 counted = [k for k in visible_keys if not key.special[k] or k in keys]
-                plain[layer] += len(keys & set(visible_keys)) / len(counted) if counted else 0
+                plain[0, layer] += len(keys & set(visible_keys)) / len(counted)
     return sums
 
 
@@ -52,11 +55,12 @@ def test_baselines_equal_the_slow_loop(stores, kind, text):
     slow = slow_baselines(traced, site, CONDITIONS[text])
     result = search(traced.store, text)
     baselines = result.baselines
-    assert baselines.rows.tolist() == [slow[i][0] for i in sorted(slow)]
+    assert baselines.rows.T.tolist() == [slow[i][0].tolist() for i in sorted(slow)]
     for column, example in enumerate(sorted(slow)):
-        assert dict(zip(OFFSETS, baselines.offset_rows[:, column].tolist(), strict=True)) == slow[example][1]
-        np.testing.assert_allclose(baselines.uniform[:, column], slow[example][2], atol=1e-12)
-        np.testing.assert_allclose(baselines.uniform_without_special[:, column], slow[example][3], atol=1e-12)
+        offset_rows = [baselines.score(offset)[:, column] for offset in OFFSETS]
+        np.testing.assert_array_equal(offset_rows, slow[example][1])
+        np.testing.assert_allclose(baselines.uniform[:, column], slow[example][2][0], atol=1e-12)
+        np.testing.assert_allclose(baselines.uniform_without_special[:, column], slow[example][3][0], atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", SITES)
@@ -68,13 +72,14 @@ def test_the_offset_is_chosen_on_the_other_half(stores, kind):
     half = random_half(len(examples))
     right, offsets = 0, set()
     for part in (True, False):
-        totals = {o: sum(slow[e][1][o] for e, h in zip(examples, half, strict=True) if h == part) for o in OFFSETS}
-        best = max(totals, key=lambda o: (totals[o], -abs(o), -o))
-        offsets.add(best)
+        totals = sum(slow[e][1].sum(axis=1) for e, h in zip(examples, half, strict=True) if h == part)
+        best = max(range(len(OFFSETS)), key=lambda i: (totals[i], -abs(OFFSETS[i]), -OFFSETS[i]))
+        offsets.add(OFFSETS[best])
         right += sum(slow[e][1][best] for e, h in zip(examples, half, strict=True) if h != part)
-    evidence = search(traced.store, text).evidence
+    evidence, rows = search(traced.store, text).evidence, sum(slow[e][0] for e in examples)
     assert set(evidence.offsets) == offsets
-    assert evidence.offset_baseline == pytest.approx(right / sum(slow[e][0] for e in examples))
+    assert evidence.offset_baseline == pytest.approx(right.sum() / rows.sum())
+    np.testing.assert_allclose(evidence.heads["offset_baseline"][:, 0], right / rows)
 
 
 def test_a_pattern_that_is_an_offset_is_not_compared_with_one(stores):
@@ -157,7 +162,7 @@ def test_a_stopped_search_has_evidence_for_the_searched_examples(stores):
         stop=lambda: len(done) > 0,
     )
     assert not part.is_complete
-    assert len(part.baselines.rows) == part.n_examples
+    assert part.baselines.rows.shape[1] == part.n_examples
 
 
 def test_choose_on_one_store_and_score_on_another(stores, tmp_path):
@@ -171,7 +176,7 @@ def test_choose_on_one_store_and_score_on_another(stores, tmp_path):
     for row in table.itertuples():
         assert row.mass == alone.loc[(row.layer, row.head), "mass"]
     assert split.evidence.offsets == (selection.baselines.best_offset,)
-    right = evaluation.baselines.score(selection.baselines.best_offset).sum()
+    right = evaluation.baselines.score(selection.baselines.best_offset)[0].sum()
     assert split.evidence.offset_baseline == pytest.approx(right / evaluation.rows)
     exact = np.mean([row for rows in slow_search(other, SITES["full"], CONDITIONS["key.special"])[0].values() for row in rows], axis=0)  # fmt: skip
     np.testing.assert_allclose(table.sort_values(["layer", "head"])["mass"], exact.ravel(), atol=1e-6)
