@@ -146,7 +146,8 @@ def test_the_second_copy_of_random_words_needs_smollm2s_induction_heads(smollm2_
     }
     result = effect_of_found_heads(document, tmp_path, 5, 20)
     assert result.n_controls == 20
-    assert result.evidence.high[0] < 5 * min(-0.1, result.evidence.control[0])
+    assert result.evidence.high[0] < -8  # as in the hand-set model
+    assert result.evidence.high[0] < result.evidence.control[0]
     assert result.evidence.matters[0]
 
 
