@@ -220,8 +220,8 @@ def test_estimates_are_marked_and_compared(job_of):
     assert result is not None
     assert result.is_exact.sum() == 3
     # three heads form other batches than all heads, so the last bits differ
-    np.testing.assert_allclose(result.indirect[result.is_exact], exact.indirect[result.is_exact], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(result.direct[result.is_exact], exact.direct[result.is_exact], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.indirect[result.is_exact], exact.indirect[result.is_exact], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result.direct[result.is_exact], exact.direct[result.is_exact], rtol=1e-5, atol=1e-5)
     means = result.indirect.mean(axis=1), exact.indirect.mean(axis=1)
     assert np.corrcoef(*means)[0, 1] > 0.9
     assert result.table()["estimated"].tolist().count(True) == len(means[0]) - 3
