@@ -22,12 +22,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from headatlas.store.errors import UnsupportedModelError
 
 from ..models.attention_implementation import implementation
-from .lazy_mask import LOWEST, TiledMask, dense_pairs, tiled_mask
+from .lazy_mask import LOWEST, TiledMask, causal_mask, dense_pairs, tiled_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IMPLEMENTATION = "headatlas_capture"
+WITH_MASKS = "headatlas_capture_with_masks"
+"""For models that do not support SDPA. Their modules need not say that they are causal (BigBirdPegasus): SDPA's mask may be
+left out then, an eager mask is not."""
 
 OUTPUT_WEIGHTS = 1 << 24
 """Largest number of weights in memory at once on a CPU when the attention output is computed from weights."""
@@ -243,8 +246,9 @@ def _check_call(call: AttentionCall, kwargs: dict[str, Any]) -> None:
         )
 
 
-AttentionInterface.register(IMPLEMENTATION, capture_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, tiled_mask)
+for _name, _make_mask in ((IMPLEMENTATION, tiled_mask), (WITH_MASKS, causal_mask)):
+    AttentionInterface.register(_name, capture_attention)
+    AttentionMaskInterface.register(_name, _make_mask)
 
 
 @contextmanager
@@ -262,7 +266,7 @@ def capturing(model: PreTrainedModel, receiver: Receiver) -> Iterator[None]:
         raise UnsupportedModelError(
             f"{type(model).__name__} is in training mode, in which dropout changes attention. Call model.eval() first."
         )
-    with implementation(model, IMPLEMENTATION):
+    with implementation(model, IMPLEMENTATION if model._supports_sdpa else WITH_MASKS):
         before = {id(module): _ROUTES.get(id(module)) for module in model.modules()}
         for name, module in model.named_modules():
             _ROUTES[id(module)] = _Route(receiver, name)

@@ -136,6 +136,14 @@ def tiled_mask(
     return TiledMask(function, (batch_size, q_length, kv_length), (q_offset, kv_offset), device, rule)
 
 
+def causal_mask(
+    batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, **options: Any
+) -> Tensor | None:
+    """Return `tiled_mask`, but never None in place of a causal mask."""
+    options["allow_is_causal_skip"] = False
+    return tiled_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **options)
+
+
 @contextmanager
 def masks_as_functions() -> Iterator[None]:
     """Make every mask inside the block a `TiledMask`, also if it hides nothing, so that its function can be read."""

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+import transformers
 
 from headatlas.pipeline.calls.attention_hook import (
     IMPLEMENTATION,
@@ -75,6 +76,23 @@ def difference_of(name, change=lambda call: call):
 @pytest.mark.parametrize("name", SERVED)
 def test_weights_equal_eager_attention(name):
     assert difference_of(name) <= 1e-5
+
+
+def test_modules_that_do_not_say_that_they_are_causal_get_a_mask():
+    """BigBirdPegasus supports no SDPA, whose mask may be left out where `is_causal` describes it."""
+    sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "attention_type": "original_full"}
+    config = transformers.BigBirdPegasusConfig(vocab_size=61, d_model=32, **sizes, **heads)
+    model = transformers.BigBirdPegasusModel(config).eval()
+    ids, target = torch.arange(4, 14)[None], torch.arange(20, 26)[None]
+    inputs = {"input_ids": ids, "decoder_input_ids": target}
+    inputs |= {"attention_mask": torch.ones_like(ids), "decoder_attention_mask": torch.ones_like(target)}
+    _, calls = capture(model, inputs)
+    output = model(**inputs, use_cache=False, output_attentions=True)
+    for call, expected in zip(calls[::2], output.decoder_attentions, strict=True):
+        torch.testing.assert_close(attention_weights(call), expected, atol=1e-5, rtol=0)
+    for call, expected in zip(calls[1::2], output.cross_attentions, strict=True):
+        torch.testing.assert_close(attention_weights(call), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gemma2", "gpt-oss", "t5", "bert decoder"])
