@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION = "headatlas_capture"
 WITH_MASKS = "headatlas_capture_with_masks"
-"""For models that do not support SDPA. Their modules need not say that they are causal (BigBirdPegasus): SDPA's mask may be
-left out then, an eager mask is not."""
+"""For models that do not support SDPA and have no module with `is_causal` (BigBirdPegasus). A causal mask is left out where
+that attribute describes it, so they would see later tokens."""
 
 OUTPUT_WEIGHTS = 1 << 24
 """Largest number of weights in memory at once on a CPU when the attention output is computed from weights."""
@@ -266,7 +266,8 @@ def capturing(model: PreTrainedModel, receiver: Receiver) -> Iterator[None]:
         raise UnsupportedModelError(
             f"{type(model).__name__} is in training mode, in which dropout changes attention. Call model.eval() first."
         )
-    with implementation(model, IMPLEMENTATION if model._supports_sdpa else WITH_MASKS):
+    says_causal = any(getattr(module, "is_causal", False) for module in model.modules())
+    with implementation(model, IMPLEMENTATION if model._supports_sdpa or says_causal else WITH_MASKS):
         before = {id(module): _ROUTES.get(id(module)) for module in model.modules()}
         for name, module in model.named_modules():
             _ROUTES[id(module)] = _Route(receiver, name)
