@@ -2,7 +2,7 @@
 
 Each head has control heads: those nearest in output norm, the same layer first. An effect counts if it is unlike theirs
 in two ways. Over the units (examples, documents, pairs) it differs from the mean effect of the controls by more than
-chance (`p_two_sided`, the test of searches). And it lies outside of what another control head would have shown (prediction interval of
+chance (sign-flip test). And it lies outside of what another control head would have shown (prediction interval of
 Student's t over the controls); otherwise any two heads of a random model would differ, since no two are equal.
 """
 
@@ -13,17 +13,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 
-from headatlas.store.queries.evidence.resampling import (
-    bootstrap_interval,
-    false_discovery_rate,
-    p_two_sided,
-    student_t_tail,
-)
+from headatlas.store.queries.evidence.resampling import bootstrap_interval, false_discovery_rate, student_t_tail
 from headatlas.store.queries.evidence.sampling_units import unit_sums
 
 N_CONTROLS = 20
+N_FLIPS = 9_999
+EXACT_UNITS = 13
+"""With so many units or fewer all sign changes are enumerated."""
 MINIMUM_UNITS = 6
 """With fewer units no p-value is given: even if all agree, the smallest two-sided one would be above .03."""
 MINIMUM_CONTROLS = 3
@@ -144,8 +142,7 @@ def weigh(
         p_heads = np.array(
             [_outside(float(row.mean()), means, is_distance) for row, means in zip(own, control_means, strict=True)]
         )
-        of_units = np.nan_to_num(p_two_sided(difference), nan=1.0)  # no p-value: all differences are 0
-        p_value = np.fmax(of_units, p_heads)
+        p_value = np.fmax(sign_flip(difference, seed), p_heads)
         p_value[np.isnan(p_heads)] = np.nan
     return EffectEvidence(
         own.mean(axis=1), low, high, control_units.mean(axis=1), spread, p_value, false_discovery_rate(p_value), n_units
@@ -160,6 +157,34 @@ def unit_means(
     numbers: dict[Hashable, int] = {}
     unit = np.array([numbers.setdefault(u, len(numbers)) for u, p in zip(units, present, strict=True) if p], np.int64)
     return unit_sums(effects[:, present], unit) / np.bincount(unit, minlength=len(numbers))
+
+
+def sign_flip(differences: Float[np.ndarray, "target unit"], seed: int = 0) -> Float64[np.ndarray, "target"]:
+    """Return the two-sided p-value of each mean if the sign of every unit were random. Exact for few units."""
+    n = differences.shape[1]
+    observed = np.abs(differences.sum(axis=1))
+    scale = np.abs(differences).sum(axis=1)
+    if n <= EXACT_UNITS:
+        codes: Int64[np.ndarray, "flip"] = np.arange(1 << n)
+        signs = 1.0 - 2.0 * ((codes[:, None] >> np.arange(n)) & 1)
+        n_above = _count_above(signs, differences, observed, scale)
+        return n_above / len(signs)
+    rng = np.random.default_rng(seed)
+    n_above = np.ones(len(differences))
+    for start in range(0, N_FLIPS, 1000):
+        signs = 1.0 - 2.0 * rng.integers(0, 2, (min(1000, N_FLIPS - start), n))
+        n_above += _count_above(signs, differences, observed, scale)
+    return n_above / (N_FLIPS + 1)
+
+
+def _count_above(
+    signs: Float[np.ndarray, "flip unit"],
+    differences: Float[np.ndarray, "target unit"],
+    observed: Float[np.ndarray, "target"],
+    scale: Float[np.ndarray, "target"],
+) -> Float64[np.ndarray, "target"]:
+    """Count the sign changes with a sum at least as far from zero. Sums that differ by rounding are equal."""
+    return (np.abs(signs @ differences.T) >= observed - 1e-12 * scale).sum(axis=0).astype(np.float64)
 
 
 def _outside(effect: float, controls: Float[np.ndarray, "control"], is_distance: bool) -> float:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
 import transformers
 
 from headatlas.pipeline.interventions.actions import Edit, Variant, Zero
-from headatlas.pipeline.interventions.controls import control_sets, nearest_heads, unit_means, weigh
+from headatlas.pipeline.interventions.controls import control_sets, nearest_heads, sign_flip, unit_means, weigh
 from headatlas.pipeline.interventions.measures.hidden_states import EmbeddingChange
 from headatlas.pipeline.interventions.measures.predictions import NextTokenLoss
-from headatlas.store.queries.evidence.resampling import p_two_sided
 
 
 def test_nearest_heads_are_those_of_the_layer_first():
@@ -35,6 +37,21 @@ def test_effects_that_are_equal_to_those_of_controls_do_not_matter():
     effects = np.repeat(np.random.default_rng(0).normal(size=(1, 30)), 5, axis=0)
     evidence = weigh(effects, [0], [[1, 2, 3, 4]], range(30))
     assert evidence.p_value.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("n", [3, 8, 13])
+def test_sign_flips_of_few_units_are_exact(n):
+    differences = np.random.default_rng(n).normal(0.3, 1, (4, n))
+    sums = [np.abs((np.array(signs) * differences).sum(axis=1)) for signs in itertools.product((1, -1), repeat=n)]
+    expected = np.mean([total >= np.abs(differences.sum(axis=1)) - 1e-12 for total in sums], axis=0)
+    np.testing.assert_allclose(sign_flip(differences), expected)
+
+
+def test_sign_flips_of_many_units_agree_with_a_t_test():
+    differences = np.random.default_rng(1).normal(0.2, 1, (30, 80))
+    t = differences.mean(axis=1) / (differences.std(axis=1, ddof=1) / math.sqrt(80))
+    expected = np.array([math.erfc(abs(value) / math.sqrt(2)) for value in t])
+    np.testing.assert_allclose(sign_flip(differences), expected, atol=0.03)
 
 
 def test_units_without_a_value_are_left_out():
@@ -88,7 +105,7 @@ def p_values_of_random_models(make_passes, kind: str, n_models: int) -> tuple[np
         controls = [[rows[c] for c in control_sets(norms, of_one, 20)] for of_one in heads]
         evidence = weigh(effects, range(len(heads)), controls, range(40), is_distance=measure.order == 2)
         p_values.append(evidence.p_value)
-        of_flips.append(p_two_sided(effects - np.stack([effects[rows].mean(axis=0) for rows in controls])))
+        of_flips.append(sign_flip(effects - np.stack([effects[rows].mean(axis=0) for rows in controls])))
         n_matter += int(evidence.matters.sum())
     return np.concatenate(p_values), np.concatenate(of_flips), n_matter
 
