@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -49,7 +50,7 @@ class LayerIndex:
         return layers[n_calls]
 
 
-class _SiteReceiver:
+class _SiteReceiver(ABC):
     """Receiver of the calls of one forward pass."""
 
     def __init__(self, layers: LayerIndex) -> None:
@@ -57,6 +58,7 @@ class _SiteReceiver:
 
     def receive(self, call: AttentionCall) -> Tensor | None:
         """Let the model compute the output."""
+        return None
 
     def edit(self, call: AttentionCall, output: Tensor) -> Tensor:
         """Return the output that the model uses."""
@@ -68,8 +70,9 @@ class _SiteReceiver:
         self._n_calls[module] += 1
         return output if layer is None else self._edit_layer(layer, call, output)
 
+    @abstractmethod
     def _edit_layer(self, layer: int, call: AttentionCall | None, output: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return the output that the model uses in a layer of the site."""
 
 
 class Recorder(_SiteReceiver):

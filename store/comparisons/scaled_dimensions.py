@@ -1,4 +1,4 @@
-"""What a head would attend to if dimensions of its query and key were scaled, over a corpus.
+"""The attention of a head if dimensions of its query and key were scaled, over a corpus.
 
 The attention is rebuilt from stored query and key, once as it is and once with the contribution of some dimensions to
 query · key multiplied by a factor. Scaling, soft cap, biases, sinks and mask are those of the layer. The change acts on
