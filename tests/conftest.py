@@ -53,25 +53,9 @@ if any(name.startswith("headatlas.") for name in sys.modules):
 _INT_FOR_FLOAT = BeartypeConf(is_pep484_tower=True)
 
 
-_CHECKS_OF_NESTED: dict[tuple[object, ...], Callable] = {}
-
-
-def _checked(function: Callable) -> Callable:
-    """Return a function of the same signature that checks its arguments and result, for jaxtyping.
-
-    `function` has no body of its own: jaxtyping makes it from a signature. For a nested function it does so at every
-    definition, which hot code repeats thousands of times. Equal signatures without defaults share one result.
-    """
-    if "<locals>" not in function.__qualname__ or function.__defaults__ or function.__kwdefaults__:
-        return _with_checks(function)
-    key = (function.__module__, function.__qualname__, function.__code__, *function.__annotations__.items())
-    try:
-        checks = _CHECKS_OF_NESTED.get(key)
-    except TypeError:  # an annotation that cannot be hashed
-        return _with_checks(function)
-    if checks is None:
-        checks = _CHECKS_OF_NESTED[key] = _with_checks(function)
-    return checks
+CHECKED_CALLS = 10
+"""Calls of each function that are checked in each test. With every call checked, half of the tests' time are checks."""
+_test_number = 0
 
 
 def _with_checks(function: Callable) -> Callable:
@@ -108,10 +92,7 @@ _jaxtyped = jaxtyping.jaxtyped
 
 
 def _jaxtyped_where_arrays(definition: Any, *, typechecker: Callable) -> Any:
-    """Give jaxtyping the functions whose annotations name arrays; check the types of the others alone.
-
-    jaxtyping binds and checks the arguments of every call twice, to compare the sizes of dimensions.
-    """
+    """Check functions, accessors and the `__init__` of dataclasses at their first calls in each test."""
     checks = functools.partial(_jaxtyped_where_arrays, typechecker=typechecker)
     match definition:
         case property():
@@ -122,30 +103,37 @@ def _jaxtyped_where_arrays(definition: Any, *, typechecker: Callable) -> Any:
         case type() if is_dataclass(definition) and not hasattr(definition.__init__, "__wrapped__"):
             definition.__init__ = checks(definition.__init__)
             return definition
-        case types.FunctionType() if not (
-            "<locals>" in definition.__qualname__  # `_checked` shares the checks of a nested function
-            or getattr(definition, "__no_type_check__", False)
-            or any(_names_arrays(hint, definition.__globals__) for hint in definition.__annotations__.values())
-        ):
-            return _type_checked(definition)
+        case types.FunctionType() if not getattr(definition, "__no_type_check__", False):
+            return _checked_at_first(definition, typechecker)
     return _jaxtyped(definition, typechecker=typechecker)
 
 
-def _type_checked(function: Callable) -> Callable:
-    """Check arguments and result by beartype, unless the fixture `without_shape_checks` switched it off.
+_calls_of_nested: dict[types.CodeType, list[int]] = {}
+"""Number of the test, and calls in it, of each function that is defined inside another."""
 
-    The check is built at the first call, when the module has all its names. Annotations whose names exist for the type
-    checker alone are skipped.
+
+def _checked_at_first(function: Callable, typechecker: Callable) -> Callable:
+    """Check the first calls of `function` in each test, unless the fixture `without_shape_checks` switched it off.
+
+    The check is built at the first call, when the module has all its names. A function that names arrays is checked by
+    jaxtyping, which compares the sizes of dimensions; the others by beartype alone.
     """
     checked: Callable | None = None
+    counts = _calls_of_nested.setdefault(function.__code__, [0, 0]) if "<locals>" in function.__qualname__ else [0, 0]
 
     @functools.wraps(function)
     def call(*arguments: object, **options: object) -> object:
         nonlocal checked
-        if jaxtyping.config.jaxtyping_disable:
+        if counts[0] != _test_number:
+            counts[:] = _test_number, 0
+        counts[1] += 1
+        if counts[1] > CHECKED_CALLS or jaxtyping.config.jaxtyping_disable:
             return function(*arguments, **options)
         if checked is None:
-            checked = _with_checks(_with_resolved_annotations(function))
+            if any(_names_arrays(hint, function.__globals__) for hint in function.__annotations__.values()):
+                checked = _jaxtyped(function, typechecker=typechecker)
+            else:
+                checked = _with_checks(_with_resolved_annotations(function))
         return checked(*arguments, **options)
 
     return call
@@ -169,7 +157,7 @@ def _with_resolved_annotations(function: Callable) -> Callable:
 
 jaxtyping.jaxtyped = lambda *, typechecker: functools.partial(_jaxtyped_where_arrays, typechecker=typechecker)
 # The hook takes its checker by name. Every annotated array of headatlas is checked for shape and type.
-sys.modules["headatlas_runtime_checks"] = types.SimpleNamespace(checked=_checked)  # type: ignore[assignment]
+sys.modules["headatlas_runtime_checks"] = types.SimpleNamespace(checked=_with_checks)  # type: ignore[assignment]
 jaxtyping.install_import_hook("headatlas", "headatlas_runtime_checks.checked")
 
 _COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
@@ -229,6 +217,12 @@ def pytest_xdist_auto_num_workers() -> int:
     """Three processes for two cores, because some tests wait; at most eight, because each loads torch."""
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, n_cores * 3 // 2)
+
+
+def pytest_runtest_setup() -> None:
+    """Check types anew in each test."""
+    global _test_number
+    _test_number += 1
 
 
 def pytest_collection_finish() -> None:

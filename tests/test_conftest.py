@@ -27,6 +27,15 @@ def test_shapes_are_checked_at_run_time() -> None:
         _sequence(4)
 
 
+@pytest.mark.parametrize("turn", ["one test", "the next"])
+def test_the_first_calls_in_each_test_are_checked(turn: str) -> None:
+    with pytest.raises(TypeCheckError, match="char_end"):
+        _sequence(4)
+    for _ in range(100):
+        _sequence(3)
+    assert len(_sequence(4)) == 3, "all calls are checked: the tests take twice the time"
+
+
 def test_shape_checks_can_be_switched_off_to_see_what_users_see(without_shape_checks) -> None:
     assert len(_sequence(4)) == 3
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -131,7 +132,7 @@ def test_every_type_of_parquet(tmp_path: Path) -> None:
         "zoned": pa.array([day], pa.timestamp("us", tz="Nowhere/Land")),
         "far": pa.array([2**55], pa.timestamp("ms")),
         "price": pa.array([decimal.Decimal("1.50")]),
-        "half": pa.array([0.5], pa.float16()),
+        "half": pa.array(np.array([0.5], np.float16)),
         "large": pa.array([2**63], pa.uint64()),
         "category": pa.array(["x"]).dictionary_encode(),
         "flag": pa.array([True]),
