@@ -74,7 +74,7 @@ def summary_frame(
     """
     selected = summary.sel(statistic=statistic)
     n_layers, n_heads = selected["mean"].shape
-    columns = {"layer": np.repeat(selected["layer"], n_heads), "head": np.tile(np.arange(n_heads), n_layers)}
+    columns = {"layer": np.repeat(selected["layer"].to_numpy(), n_heads), "head": np.tile(np.arange(n_heads), n_layers)}
     columns["mean"] = selected["mean"].to_numpy().ravel()
     if interval is not None:
         columns |= {"low": interval[0].ravel(), "high": interval[1].ravel()}
@@ -82,7 +82,7 @@ def summary_frame(
     for quantile in summary["quantile"].to_numpy():
         columns[f"q{round(100 * quantile):02d}"] = selected["quantile_value"].sel(quantile=quantile).to_numpy().ravel()
     table = pd.DataFrame(
-        {**columns, "examples": selected["examples"].to_numpy().ravel(), "rows": np.repeat(selected["rows"], n_heads)}
+        {**columns, "examples": selected["examples"].to_numpy().ravel(), "rows": np.repeat(selected["rows"].to_numpy(), n_heads)}
     )
     return table.sort_values("mean", ascending=False, kind="stable", na_position="last", ignore_index=True)
 
