@@ -125,6 +125,8 @@ class RecordReader:
             name = self._field[role]
             value = record.get(name)
             is_named = role in self._named_roles
+            if role != "text" and not is_named and name in (self._options.columns or ()):
+                continue  # an annotation
             if isinstance(value, str):
                 consumed.add(name)
                 reason = check_text(value)

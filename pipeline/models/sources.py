@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +30,7 @@ from headatlas.store.files.package_paths import find_in_package
 
 from .adapter import merge_adapter, read_adapter
 from .model_folder import (
+    SENTENCEPIECE_FILES,
     ModelFolder,
     check_config,
     check_tokenizer_files,
@@ -56,7 +58,7 @@ _HEAD_CLASSES = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
 }
 """Class of transformers that loads a model with the head that it was saved with, by the end of its architecture's name."""
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm", "*.codes"]
 
 
 @dataclass(frozen=True)
@@ -188,12 +190,39 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the tokenizers library is no Exception
+        _check_sentencepiece(folder)
         raise ConfigError(f"model {folder.name!r}: its tokenizer cannot be opened: {error}") from error
     largest_id = max(tokenizer.get_vocab().values(), default=0)
     if largest_id >= 1 << 31:
         raise ConfigError(f"model {folder.name!r}: its tokenizer has the id {largest_id}; expected ids below 2³¹")
     check_normalizer(normalizer_of(tokenizer), f"model {folder.name!r}")  # it may come from a SentencePiece file
     return tokenizer
+
+
+def _check_sentencepiece(folder: ModelFolder) -> None:
+    """Check that the packages are installed that read the files of SentencePiece.
+
+    Raises
+    ------
+    ConfigError
+        The folder has such a file, and a package is missing.
+    """
+    names = sorted(name for name in SENTENCEPIECE_FILES if (folder.path / name).is_file())
+    packages = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+    missing = [package for module, package in packages.items() if not _is_installed(module)]
+    if names and missing:
+        raise ConfigError(
+            f"model {folder.name!r}: its tokenizer is a file of SentencePiece ({names[0]}), and {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not installed; pip install 'headatlas[sentencepiece]'"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def _open_config(folder: ModelFolder) -> PreTrainedConfig:
@@ -376,7 +405,8 @@ def load_model(
         from .image_processor import load_image_reader
 
         return LoadedModel(model, None, identity, load_image_reader(folder, model), notes=notes)
-    return LoadedModel(model, load_tokenizer(folder), identity, notes=notes, generator=generator)
+    tokenizer = load_tokenizer(adapter.folder if adapter is not None and adapter.has_tokenizer else folder)
+    return LoadedModel(model, tokenizer, identity, notes=notes, generator=generator)
 
 
 def without_head(model: PreTrainedModel) -> PreTrainedModel:

@@ -350,6 +350,18 @@ def test_columns_that_no_record_has(tmp_path: Path) -> None:
         assert read_parquet(tmp_path, table, **selection).left_out == left_out
 
 
+def test_a_label_called_target(tmp_path: Path) -> None:
+    """By its name alone the field is a text for a decoder. corpus.columns makes it an annotation."""
+    rows = [{"text": "a", "target": "positive", "text_pair": "b", "n": 1}]
+    (example,) = read_json(tmp_path, rows).examples
+    assert (example.target, example.text_pair, example.columns) == ("positive", "b", {"n": 1})
+    (example,) = read_json(tmp_path, rows, columns=("target", "text_pair")).examples
+    assert (example.target, example.text_pair) == (None, None)
+    assert example.columns == {"target": "positive", "text_pair": "b"}
+    (example,) = read_json(tmp_path, rows, columns=("target",), target="target").examples
+    assert (example.target, example.columns) == ("positive", {})
+
+
 def test_texts_as_views(tmp_path: Path) -> None:
     """Arrow files of polars have this type of text. Long texts lie in another buffer than short ones."""
     texts = ["x" * 40, None, "", "short", "y" * 17_000_000]
