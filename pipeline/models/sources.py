@@ -27,6 +27,7 @@ from headatlas.store.errors import ConfigError
 from headatlas.store.files.cache_folder import cache_folder
 from headatlas.store.files.hashed_files import file_hash
 from headatlas.store.files.package_paths import find_in_package
+from headatlas.store.schema.omissions import Omission
 
 from .adapter import merge_adapter, read_adapter
 from .model_folder import (
@@ -93,6 +94,8 @@ class LoadedModel:
     """Differences from the model as it was saved, in sentences."""
     generator: PreTrainedModel | None = None
     """The language model that `model` is a part of, if it was loaded too. Both share their weights."""
+    left_out: tuple[Omission, ...] = ()
+    """Parts of the saved model that `model` lacks and that have attention."""
 
 
 def resolve_model(
@@ -242,14 +245,23 @@ def _open_config(folder: ModelFolder) -> PreTrainedConfig:
         raise ConfigError(f"model {folder.name!r}: transformers cannot open its configuration: {error}") from error
 
 
-def choose_tower(model: PreTrainedModel, *, images: bool) -> Any:
-    """Return the tower that reads the corpus, if the model compares texts with images (CLIP, SigLIP).
+def choose_tower(model: PreTrainedModel, *, images: bool) -> tuple[Any, tuple[Omission, ...]]:
+    """Return the tower that reads the corpus, if the model compares texts with images (CLIP, SigLIP, FLAVA).
 
-    Other models are returned as they are.
+    Its other parts with attention are the omission. Other models are returned as they are.
     """
     compares = all(hasattr(model, f"get_{side}_features") for side in ("text", "image"))
-    tower = getattr(model, "vision_model" if images else "text_model", None)
-    return tower if compares and tower is not None else model
+    names = ("vision_model", "image_model") if images else ("text_model",)
+    tower = next((part for name in names if (part := getattr(model, name, None)) is not None), None)
+    if not compares or tower is None:
+        return model, ()
+    parts = tuple(
+        name
+        for name, part in model.named_children()
+        if part is not tower and any("attention" in type(module).__name__.lower() for module in part.modules())
+    )
+    reason = f"corpus.kind chooses the part of the model that reads {'images' if images else 'text'}"
+    return tower, (Omission(what="sites", n=len(parts), reason=reason, names=parts),) if parts else ()
 
 
 def use_full_attention(model: PreTrainedModel) -> tuple[str, ...]:
@@ -343,9 +355,18 @@ def load_model(
                     trust_remote_code=False,
                     attn_implementation="eager",
                     output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are refused below, with their names
                 )
         except Exception as error:
-            raise ConfigError(f"model {folder.name!r}: transformers cannot load it: {error}") from error
+            reason = str(error).partition("\nModel type should be one of")[0]
+            raise ConfigError(f"model {folder.name!r}: transformers cannot load it: {reason}") from error
+        if mismatched := sorted(report["mismatched_keys"], key=str):
+            name, saved, expected = mismatched[0][:3]
+            raise ConfigError(
+                f"model {folder.name!r}: {len(mismatched)} weights have other shapes than config.json says, such as {name}: "
+                f"{tuple(saved)}, expected {tuple(expected)}. Heads that were pruned cannot be loaded by transformers 5; "
+                "otherwise save the model again with its configuration."
+            )
         # The pooler comes after all attention, and many models are saved without one.
         return model, sorted(name for name in report["missing_keys"] if "pooler" not in name.split("."))
 
@@ -383,7 +404,7 @@ def load_model(
         model, generator = without_head(model), model
     elif adapter is not None and not has_head:
         model = cast("PreTrainedModel", model.base_model)
-    model = choose_tower(model, images=images)
+    model, left_out = choose_tower(model, images=images)
     try:
         if generator is not None:
             generator.to(device).eval().requires_grad_(False)
@@ -404,9 +425,9 @@ def load_model(
     if images:
         from .image_processor import load_image_reader
 
-        return LoadedModel(model, None, identity, load_image_reader(folder, model), notes=notes)
+        return LoadedModel(model, None, identity, load_image_reader(folder, model), notes=notes, left_out=left_out)
     tokenizer = load_tokenizer(adapter.folder if adapter is not None and adapter.has_tokenizer else folder)
-    return LoadedModel(model, tokenizer, identity, notes=notes, generator=generator)
+    return LoadedModel(model, tokenizer, identity, notes=notes, generator=generator, left_out=left_out)
 
 
 def without_head(model: PreTrainedModel) -> PreTrainedModel:
