@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,7 @@ BUILDERS: dict[str, Callable[[Path], Any]] = {
 
 def sentencepiece_file(path: Path, signs: Sequence[str] = (), **settings: Any) -> Path:
     """Train a small model of SentencePiece on `TEXTS` and sentences of `WORDS`, with further tokens `signs`."""
-    import sentencepiece
-
+    sentencepiece: Any = import_module("sentencepiece")
     lines = [*TEXTS, *(f"the {a} {b}s the {c}" for a in WORDS for b in WORDS for c in WORDS)]
     settings = {"model_type": "unigram", "vocab_size": 120, **settings}
     with path.open("wb") as file:
@@ -171,8 +171,7 @@ def sentencepiece_file(path: Path, signs: Sequence[str] = (), **settings: Any) -
 
 
 def _vocabulary(path: Path, model: Path, names: Sequence[str]) -> None:
-    import sentencepiece
-
+    sentencepiece: Any = import_module("sentencepiece")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
     vocabulary = {name: i for i, name in enumerate(dict.fromkeys([*names, *pieces, "<pad>"]))}
