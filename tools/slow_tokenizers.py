@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,59 @@ BUILDERS: dict[str, Callable[[Path], Any]] = {
         bert_japanese,
     )
 }
+
+
+def sentencepiece_file(path: Path, signs: Sequence[str] = (), **settings: Any) -> Path:
+    """Train a small model of SentencePiece on `TEXTS` and sentences of `WORDS`, with further tokens `signs`."""
+    sentencepiece: Any = import_module("sentencepiece")
+    lines = [*TEXTS, *(f"the {a} {b}s the {c}" for a in WORDS for b in WORDS for c in WORDS)]
+    settings = {"model_type": "unigram", "vocab_size": 120, **settings}
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=file, hard_vocab_limit=False, minloglevel=2,
+            user_defined_symbols=list(signs), **settings,
+        )  # fmt: skip
+    return path
+
+
+def _vocabulary(path: Path, model: Path, names: Sequence[str]) -> None:
+    sentencepiece: Any = import_module("sentencepiece")
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+    vocabulary = {name: i for i, name in enumerate(dict.fromkeys([*names, *pieces, "<pad>"]))}
+    path.write_text(json.dumps(vocabulary), encoding="utf-8")
+
+
+def marian(folder: Path) -> Any:
+    """Build the tokenizer of Marian, which translates from English to French."""
+    model = sentencepiece_file(folder / "source.spm")
+    shutil.copy(model, folder / "target.spm")
+    _vocabulary(folder / "vocab.json", model, ["</s>", "<unk>"])
+    names = (folder / "source.spm", folder / "target.spm", folder / "vocab.json")
+    return transformers.MarianTokenizer(*map(str, names), source_lang="en", target_lang="fr")
+
+
+def m2m100(folder: Path) -> Any:
+    """Build the tokenizer of M2M-100."""
+    model = sentencepiece_file(folder / "sentencepiece.bpe.model", model_type="bpe")
+    _vocabulary(folder / "vocab.json", model, ["<s>", "<pad>", "</s>", "<unk>"])
+    return transformers.M2M100Tokenizer(str(folder / "vocab.json"), str(model), src_lang="en", tgt_lang="fr")
+
+
+def plbart(folder: Path) -> Any:
+    """Build the tokenizer of PLBart."""
+    return transformers.PLBartTokenizer(str(sentencepiece_file(folder / "sentencepiece.bpe.model")))
+
+
+def bert_generation(folder: Path) -> Any:
+    """Build the tokenizer of BertGeneration."""
+    return transformers.BertGenerationTokenizer(str(sentencepiece_file(folder / "spiece.model", ["<pad>"])))
+
+
+SENTENCEPIECE_BUILDERS: dict[str, Callable[[Path], Any]] = {
+    function.__name__: function for function in (marian, m2m100, plbart, bert_generation)
+}
+"""Tokenizers that need the package sentencepiece."""
 
 
 @dataclass(frozen=True)

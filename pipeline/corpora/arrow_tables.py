@@ -227,8 +227,8 @@ def _check_groups(path: Path, metadata: Any, leaves: Collection[str]) -> tuple[s
                 stored = expanded = 0
                 for column in (group.column(i) for i in range(group.num_columns)):
                     name = column.path_in_schema
-                    if name not in leaves:
-                        continue
+                    if name not in leaves or (group.num_rows == column.num_values == column.data_page_offset == 0):
+                        continue  # not read, or without a page, which no row needs
                     pages = read_pages(data, _first_page(column), column.total_compressed_size)
                     stored += pages.stored_bytes
                     # lists and runs of equal numbers take few bytes in a page and eight for each value in memory
@@ -312,7 +312,10 @@ def _value_bytes(column: Any) -> np.ndarray:
             return np.concatenate([_value_bytes(column.slice(0, half)), _value_bytes(column.slice(half))])
         ends = np.append(0, np.cumsum(_value_bytes(column.flatten())))
         return np.diff(ends[np.append(0, np.cumsum(lengths))])
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+    if types.is_string_view(kind):  # the first 4 of the 16 bytes of a view are the length of its text
+        views = np.frombuffer(column.buffers()[1], np.int32)[4 * column.offset : 4 * (column.offset + len(column)) : 4]
+        return np.where(column.is_valid().to_numpy(zero_copy_only=False), views, 0).astype(np.int64)
+    if types.is_string(kind) or types.is_large_string(kind):
         return pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     return np.full(len(column), 8, np.int64)
 
@@ -340,7 +343,7 @@ def _is_plain(kind: Any) -> bool:
     kind = kind.value_type if types.is_dictionary(kind) else kind
     checks = (
         *(types.is_string, types.is_large_string, types.is_string_view),
-        *(types.is_boolean, types.is_integer, types.is_floating),
+        *(types.is_boolean, types.is_integer, types.is_floating, types.is_null),
     )
     return any(check(kind) for check in checks)
 

@@ -23,6 +23,7 @@ from .records import LINE_OVERHEAD, MAX_RECORD_BYTES, TOO_LONG, ColumnNames, Lef
 _ID = re.compile(r"(\d{1,6})(?:-(\d{1,6})|\.(\d{1,6}))?")
 _COMMENT = re.compile(r"#\s*(?:meta::)?([^=]*?)\s*=\s*(.*?)\s*")
 _N_COLUMNS = 10
+_COLUMNS_OF_TOKENS = ("LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS")
 _READ_COMMENTS = frozenset({"text", "sent_id", "newdoc id", "newdoc"})
 
 
@@ -98,8 +99,9 @@ def _parse(lines: list[tuple[int, str | Quarantined]], metadata: Collection[str]
             raise _MalformedSentence(number, line.reason)
         if line.startswith("#"):
             if match := _COMMENT.fullmatch(line):
-                sentence.metadata.setdefault(match[1], match[2])
-                if match[1] not in _READ_COMMENTS and match[1] not in metadata:
+                if sentence.metadata.setdefault(match[1], match[2]) != match[2]:
+                    sentence.left_out.add("a comment of the same name came before", match[1][:40], "comments")
+                elif match[1] not in _READ_COMMENTS and match[1] not in metadata:
                     sentence.left_out.add("not named in corpus.metadata", match[1][:40], "comments")
             elif line[1:].strip() == "newdoc":
                 sentence.metadata["newdoc"] = ""
@@ -126,6 +128,9 @@ def _parse(lines: list[tuple[int, str | Quarantined]], metadata: Collection[str]
                     number, f"the multiword token {columns[0]} does not begin at word {n_words + 1}"
                 )
             sentence.ranges.append((first, last, columns[1]))
+            for name, value in zip(_COLUMNS_OF_TOKENS, columns[2:9], strict=True):
+                if value != "_":
+                    sentence.left_out.add("a multiword token has only its form; its words have annotations", name)
             sentence.spaces[last] = has_space
             n_covered = last + 1
             continue

@@ -10,10 +10,11 @@ from typing import Any
 
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.hashed_files import file_hash
+from headatlas.store.schema.omissions import LISTED_NAMES, Omission
 
 from .arrow_tables import iter_arrow, iter_parquet, saved_files
 from .conllu import read_conllu
-from .corpus_files import CorpusFile, corpus_files, files_left_out
+from .corpus_files import CorpusFile, corpus_files, files_left_out, is_empty
 from .corpus_options import CorpusOptions, DelimitedCorpus, FieldOptions
 from .delimited import iter_delimited, read_numbers
 from .examples import CorpusExample
@@ -51,7 +52,8 @@ def read_corpus(options: CorpusOptions) -> Iterator[Record]:
     BudgetError
         A file expands to much more than its size.
     """
-    records = _with_unique_ids(_read_files(options))
+    reader = RecordReader(options) if isinstance(options, FieldOptions) else None
+    records = _with_unique_ids(_read_files(options, reader))
     if options.sample is not None:
         records = _sample(records, options.sample, options.seed)
     number = 0
@@ -62,7 +64,9 @@ def read_corpus(options: CorpusOptions) -> Iterator[Record]:
             yield record
         number += is_example
         if number == stop:
-            return
+            break
+    if reader is not None:
+        yield from reader.left_out()
 
 
 def describe_corpus(options: CorpusOptions, examples: Sequence[CorpusExample] = ()) -> dict[str, Any]:
@@ -101,7 +105,7 @@ def _files(options: CorpusOptions) -> list[CorpusFile]:
     return corpus_files(options.path, _kind(options)) if files is None else files
 
 
-def _read_files(options: CorpusOptions) -> Iterator[Record]:
+def _read_files(options: CorpusOptions, reader: RecordReader | None) -> Iterator[Record]:
     kind = _kind(options)
     if kind == "images":
         yield from read_images(options)  # pyright: ignore[reportArgumentType]
@@ -111,7 +115,10 @@ def _read_files(options: CorpusOptions) -> Iterator[Record]:
         yield from files_left_out(options.path, kind)
     if kind == "templates" and len(files) > 1:
         raise ConfigError(f"corpus.path {str(options.path)!r} has {len(files)} grammars; name one of them")
-    reader = RecordReader(options) if isinstance(options, FieldOptions) else None
+    if len(files) > 1 and (empty := [file for file in files if is_empty(file.path, kind)]):
+        names = tuple(file.name for file in empty[:LISTED_NAMES])
+        yield Omission(what="files", n=len(empty), reason="empty", names=names)
+        files = [file for file in files if file not in empty]
     for file in files:
         records = (
             _READERS[kind](options, file)
@@ -122,8 +129,6 @@ def _read_files(options: CorpusOptions) -> Iterator[Record]:
             if isinstance(record, Quarantined) and len(files) > 1:
                 record = replace(record, file=file.name)
             yield record
-    if reader is not None:
-        yield from reader.left_out()
 
 
 def _delimited_rows(options: DelimitedCorpus, file: CorpusFile, reader: RecordReader) -> Rows:

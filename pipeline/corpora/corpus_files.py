@@ -88,13 +88,26 @@ def files_left_out(path: Path, kind: str) -> Iterator[Omission]:
         return
     included = set(_folder_files(path, kind))
     entries = sorted(entry for entry in path.iterdir() if entry not in included and not entry.name.startswith("."))
-    for what, names in (
-        ("files", [entry.name for entry in entries if entry.is_file()]),
-        ("folders", [entry.name for entry in entries if entry.is_dir()]),
+    other_kind = f"in the folder of the corpus, but not read by corpus.kind = {kind!r}"
+    for what, reason, names in (
+        ("files", other_kind, [entry.name for entry in entries if entry.is_file()]),
+        ("folders", other_kind, [entry.name for entry in entries if entry.is_dir()]),
+        (
+            "files",
+            "broken links or special files",
+            [entry.name for entry in entries if not entry.exists() or not (entry.is_file() or entry.is_dir())],
+        ),
     ):
         if names:
-            reason = f"in the folder of the corpus, but not read by corpus.kind = {kind!r}"
             yield Omission(what=what, n=len(names), reason=reason, names=tuple(names[:LISTED_NAMES]))
+
+
+def is_empty(path: Path, kind: str) -> bool:
+    """Return True for a file without content, compressed or not."""
+    if kind in _BINARY or path.stat().st_size == 0:
+        return path.stat().st_size == 0
+    with open_bytes(path) as file:
+        return not _reading(path, lambda: file.read(1))
 
 
 def _folder_files(folder: Path, kind: str) -> list[Path]:

@@ -60,6 +60,8 @@ def iter_delimited(
             yield from ((fault.line, fault) for fault in faults)
         elif isinstance(row, Quarantined):
             yield row.line, row
+        elif [name.removeprefix("\ufeff") for name in row] == header:
+            yield number, Quarantined(number, "the header again; were files joined?")
         elif len(row) != len(header):
             hint = "; a stray quote? (corpus.quoting = false)" if has_quotes and len(row) < len(header) else ""
             yield number, Quarantined(number, f"{len(row)} fields, expected {len(header)}{hint}")

@@ -42,6 +42,7 @@ class RecordReader:
         self._field = {role: getattr(options, role, None) or role for role in (*_TEXTS, "id", *_NESTED)}
         self._named_roles = {role for role in self._field if getattr(options, role, None) is not None}
         self._unread: dict[str, str] = {}
+        self._absent = dict.fromkeys(options.columns or ())
 
     def read_file(self, file: CorpusFile, rows: Rows) -> Iterator[Record]:
         """Yield the examples of one file, and the columns that were renamed."""
@@ -78,7 +79,9 @@ class RecordReader:
             if name not in header:
                 near = get_close_matches(name, header, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                if len(header) == 1 and (signs := [sign for sign in ";\t|," if sign in header[0]]):
+                if header[0].startswith("sep="):
+                    hint = "; the first line is for Excel: delete it"
+                elif len(header) == 1 and (signs := [sign for sign in ";\t|," if sign in header[0]]):
                     hint = f"; is {signs[0]!r} the separator? (corpus.delimiter)"
                 raise ConfigError(
                     f"{setting}: {self._options.path} has no column {name!r}, only {', '.join(header)}{hint}"
@@ -97,12 +100,14 @@ class RecordReader:
         return columns
 
     def left_out(self) -> Iterator[Omission]:
-        """Yield the columns of tables that were not read."""
+        """Yield the columns of tables that were not read, and the named columns that no record had."""
         for kind in dict.fromkeys(self._unread.values()):
             names = [name for name in self._unread if self._unread[name] == kind]
-            yield Omission(
-                what="columns", n=len(names), reason=_NO_SINGLE_VALUE + kind, names=tuple(names[:LISTED_NAMES])
-            )
+            reason = f"annotations are texts, numbers, truth values or dates, not {kind}"
+            yield Omission(what="columns", n=len(names), reason=reason, names=tuple(names[:LISTED_NAMES]))
+        if absent := tuple(name for name in self._absent if name not in self._unread):
+            reason = "named in corpus.columns, but no record has them"
+            yield Omission(what="columns", n=len(absent), reason=reason, names=absent[:LISTED_NAMES])
 
     def read(self, file: CorpusFile, number: int, record: Mapping[str, Any]) -> CorpusExample | Quarantined:
         """Convert a record to an example, or to a `Quarantined` with the reason."""
@@ -120,6 +125,8 @@ class RecordReader:
             name = self._field[role]
             value = record.get(name)
             is_named = role in self._named_roles
+            if role != "text" and not is_named and name in (self._options.columns or ()):
+                continue  # an annotation
             if isinstance(value, str):
                 consumed.add(name)
                 reason = check_text(value)
@@ -226,6 +233,8 @@ class RecordReader:
         selection = self._options.columns
         columns: dict[str, str | int | float | None] = {}
         for name in record if selection is None else selection:
+            if name in self._absent and name in record:
+                del self._absent[name]
             if name in consumed:
                 continue
             value = record.get(name)

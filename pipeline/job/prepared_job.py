@@ -240,7 +240,7 @@ def prepare_job(
         examples=[placed_examples[i] for i in indices],
         skipped={i: skipped[index] for i, index in enumerate(indices) if index in skipped},
         n_quarantined=corpus.n_quarantined,
-        left_out=Omissions([*sites.left_out, *left_out]),
+        left_out=Omissions([*loaded.left_out, *sites.left_out, *left_out]),
         segments=segments,
         encoding_notes=notes,
         provenance={},

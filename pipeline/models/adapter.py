@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.hashed_files import file_hash
 
-from .model_folder import ModelFolder, check_files, read_json
+from .model_folder import TOKENIZER_FILES, ModelFolder, check_files, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +30,9 @@ _PREFIX = "base_model.model."
 _Name = Annotated[str, StringConstraints(pattern=r"^[\w.]{1,200}$")]
 _Rank = Annotated[int, Field(gt=0, le=1 << 14)]
 _Alpha = Annotated[float, Field(gt=0, le=1e6)]
+_Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=1 << 20)]
+_TRAINED = re.compile(r"(.+)\.lora_(?:embedding_)?A(?:\.weight)?")
+"""Name of the first matrix of a module; group 1 is the module."""
 HEADS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -56,7 +59,9 @@ class AdapterSettings(BaseModel):
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
     use_dora: bool = False
+    lora_bias: bool = False
     modules_to_save: list[_Name] | None = None
+    trainable_token_indices: _Tokens | dict[_Name, _Tokens] | None = None
     rank_pattern: dict[_Name, _Rank] | None = None
     alpha_pattern: dict[_Name, _Alpha | int] | None = None
 
@@ -70,9 +75,15 @@ class Adapter:
     base: str
 
     @property
+    def has_tokenizer(self) -> bool:
+        """True if the folder has a tokenizer of its own: the adapter may have been trained with further tokens."""
+        return (self.folder.path / "tokenizer_config.json").is_file()
+
+    @property
     def files(self) -> dict[str, str]:
-        """SHA-256 of its two files, by name."""
-        return {name: file_hash(self.folder.path / name) for name in (SETTINGS, WEIGHTS)}
+        """SHA-256 of its settings, weights and tokenizer, by name."""
+        names = (SETTINGS, WEIGHTS, *(TOKENIZER_FILES if self.has_tokenizer else ()))
+        return {name: file_hash(self.folder.path / name) for name in names if (self.folder.path / name).is_file()}
 
     @property
     def model_class(self) -> str:
@@ -132,13 +143,17 @@ def merge_adapter(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     ConfigError
         The weights do not fit the base model.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     peft: Any = import_module("peft")
     name, settings = adapter.folder.name, adapter.settings
     try:
-        weights = load_file(adapter.folder.path / WEIGHTS)
-        modules = {k.removeprefix(_PREFIX).rpartition(".lora_A")[0] for k in weights if ".lora_A" in k}
+        try:
+            weights = load_file(adapter.folder.path / WEIGHTS)
+        except SafetensorError as error:
+            raise ConfigError(f"adapter {name!r}: {WEIGHTS} is damaged: {error}. Copy it again") from error
+        modules = {m[1].removeprefix(_PREFIX) for m in map(_TRAINED.fullmatch, weights) if m}
         absent = sorted(modules - {module_name for module_name, _ in model.named_modules()})
         if absent or not modules:
             raise ConfigError(
@@ -147,11 +162,21 @@ def merge_adapter(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
             )
         fields = settings.model_dump(exclude={"peft_type", "base_model_name_or_path", "revision", "task_type"})
         fields = {field: value for field, value in fields.items() if value is not None}
+        _resize_embeddings(model, weights)
+        _check_saved_modules(model, name, settings.modules_to_save or [])
+        if settings.trainable_token_indices and not any("trainable_tokens_" in key for key in weights):
+            raise ConfigError(f"adapter {name!r} has no weights for trainable_token_indices; copy {WEIGHTS} again")
+        _untie_embeddings(model, modules)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft calls what transformers will remove
+            warnings.filterwarnings("ignore", message=".*tied|.*tie_word_embeddings")  # they are untied as peft does
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set")  # peft corrects it for each module
+            warnings.filterwarnings("ignore", message="Adapter .* invalid shape")  # peft means biases (lora_bias) too
             merged = peft.get_peft_model(model, peft.LoraConfig(target_modules=sorted(modules), **fields))
-        report = peft.set_peft_model_state_dict(merged, weights)
-        unused = [*report.unexpected_keys, *(key for key in report.missing_keys if "lora_" in key)]
+            report = peft.set_peft_model_state_dict(merged, weights)
+        needed = ("lora_", ".modules_to_save.")
+        lacks = [key for key in report.missing_keys if any(part in key for part in needed)]
+        unused = [*report.unexpected_keys, *lacks]
         if unused:
             raise ConfigError(f"adapter {name!r}: {len(unused)} weights do not fit its settings ({unused[0]}, …)")
         return merged.merge_and_unload()
@@ -159,6 +184,41 @@ def merge_adapter(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
         raise
     except Exception as error:
         raise ConfigError(
-            f"adapter {name!r} cannot be merged into {type(model).__name__}: {error}. Merge it with peft, and save the "
-            "whole model."
+            f"adapter {name!r} cannot be merged into {type(model).__name__}: {str(error).rstrip('.')}. Check "
+            "base_model_name_or_path, or merge it where it was trained, and save the whole model."
         ) from error
+
+
+def _resize_embeddings(model: PreTrainedModel, weights: dict[str, Any]) -> None:
+    """Give a model as many token embeddings as the adapter has saved, if it was trained with further tokens."""
+    embeddings: Any = model.get_input_embeddings()
+    name = next((name for name, module in model.named_modules() if module is embeddings), "")
+    weight = weights.get(f"{_PREFIX}{name}.weight")
+    if weight is not None and weight.ndim == 2 and len(weight) != embeddings.num_embeddings:
+        model.resize_token_embeddings(len(weight), mean_resizing=False)
+
+
+def _untie_embeddings(model: PreTrainedModel, modules: set[str]) -> None:
+    """Give input and output embeddings that share a weight one each, if the adapter changes only one of them."""
+    tied: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    is_changed = any(module is part for part in tied for path, module in model.named_modules() if path in modules)
+    if is_changed and tied[1] is not None and tied[0].weight is tied[1].weight:
+        tied[1].weight = type(tied[1].weight)(tied[1].weight.detach().clone())
+
+
+def _check_saved_modules(model: PreTrainedModel, name: str, saved: list[str]) -> None:
+    """Refuse a completely trained module that contains the token embeddings. peft writes it, but cannot read it.
+
+    Raises
+    ------
+    ConfigError
+        There is such a module.
+    """
+    embeddings = model.get_input_embeddings()
+    for path, module in model.named_modules():
+        is_saved = any(path == saved_name or path.endswith(f".{saved_name}") for saved_name in saved)
+        if is_saved and module is not embeddings and any(part is embeddings for part in module.modules()):
+            raise ConfigError(
+                f"adapter {name!r}: modules_to_save names {path!r}, which contains the token embeddings; peft cannot read "
+                "such an adapter. Merge it where it was trained, or train it again with the names of the modules inside."
+            )

@@ -18,11 +18,10 @@ from .model_limits import check_counts, check_normalizer, check_word_length, jso
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_TOKENIZER_BYTES = 256 * 2**20
-_TEXT_ENDINGS = (".json", ".txt", ".model", ".jinja")
+_TEXT_ENDINGS = (".json", ".txt", ".model", ".jinja", ".spm", ".codes")
 
-_IDENTITY_FILES = (
-    "config.json",
-    "preprocessor_config.json",
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm")
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -30,10 +29,10 @@ _IDENTITY_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
+    "bpe.codes",
+    *SENTENCEPIECE_FILES,
 )
+_IDENTITY_FILES = ("config.json", "preprocessor_config.json", *TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)

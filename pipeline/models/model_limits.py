@@ -155,8 +155,11 @@ def _growth(rule: Any) -> int:
             for part in rule.get("normalizers") or ():
                 growth = min(growth * _growth(part), 1 << 62)
             return growth
-        case "Replace":  # an expression may match between any two characters
-            return 1 + len(str(rule.get("content", "")))
+        case "Replace":
+            content, pattern = len(str(rule.get("content", ""))), rule.get("pattern")
+            if isinstance(pattern, dict) and isinstance(text := pattern.get("String"), str) and text:
+                return max(1, -(-content // len(text)))
+            return 1 + content  # an expression may match between any two characters
         case "Prepend":
             return 1 + len(str(rule.get("prepend", "")))
         case "Precompiled":
@@ -164,7 +167,7 @@ def _growth(rule: Any) -> int:
         case "NFD" | "NFKD" | "NFC" | "NFKC" | "Nmt" | "BertNormalizer":
             return _UNICODE_GROWTH
         case "Lowercase":
-            return 3
+            return 2
         case "ByteLevel":
             return 4
         case _:
@@ -182,7 +185,7 @@ def _charsmap_growth(charsmap: str) -> int:
     except (binascii.Error, ValueError):
         return 1  # refused when it is loaded
     texts = data[4 + int.from_bytes(data[:4], "little") :]
-    return max(1, *(len(text) for text in texts.split(b"\0")))
+    return max(1, *(len(text) for text in texts.decode("utf-8", "replace").split("\0")))
 
 
 def normalizer_of(tokenizer: Any) -> Any:

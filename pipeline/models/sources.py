@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,9 +27,11 @@ from headatlas.store.errors import ConfigError
 from headatlas.store.files.cache_folder import cache_folder
 from headatlas.store.files.hashed_files import file_hash
 from headatlas.store.files.package_paths import find_in_package
+from headatlas.store.schema.omissions import Omission
 
 from .adapter import merge_adapter, read_adapter
 from .model_folder import (
+    SENTENCEPIECE_FILES,
     ModelFolder,
     check_config,
     check_tokenizer_files,
@@ -56,7 +59,7 @@ _HEAD_CLASSES = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
 }
 """Class of transformers that loads a model with the head that it was saved with, by the end of its architecture's name."""
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm", "*.codes"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class LoadedModel:
     """Differences from the model as it was saved, in sentences."""
     generator: PreTrainedModel | None = None
     """The language model that `model` is a part of, if it was loaded too. Both share their weights."""
+    left_out: tuple[Omission, ...] = ()
+    """Parts of the saved model that `model` lacks and that have attention."""
 
 
 def resolve_model(
@@ -188,12 +193,39 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the tokenizers library is no Exception
+        _check_sentencepiece(folder)
         raise ConfigError(f"model {folder.name!r}: its tokenizer cannot be opened: {error}") from error
     largest_id = max(tokenizer.get_vocab().values(), default=0)
     if largest_id >= 1 << 31:
         raise ConfigError(f"model {folder.name!r}: its tokenizer has the id {largest_id}; expected ids below 2³¹")
     check_normalizer(normalizer_of(tokenizer), f"model {folder.name!r}")  # it may come from a SentencePiece file
     return tokenizer
+
+
+def _check_sentencepiece(folder: ModelFolder) -> None:
+    """Check that the packages are installed that read the files of SentencePiece.
+
+    Raises
+    ------
+    ConfigError
+        The folder has such a file, and a package is missing.
+    """
+    names = sorted(name for name in SENTENCEPIECE_FILES if (folder.path / name).is_file())
+    packages = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+    missing = [package for module, package in packages.items() if not _is_installed(module)]
+    if names and missing:
+        raise ConfigError(
+            f"model {folder.name!r}: its tokenizer is a file of SentencePiece ({names[0]}), and {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not installed; pip install 'headatlas[sentencepiece]'"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def _open_config(folder: ModelFolder) -> PreTrainedConfig:
@@ -213,14 +245,23 @@ def _open_config(folder: ModelFolder) -> PreTrainedConfig:
         raise ConfigError(f"model {folder.name!r}: transformers cannot open its configuration: {error}") from error
 
 
-def choose_tower(model: PreTrainedModel, *, images: bool) -> Any:
-    """Return the tower that reads the corpus, if the model compares texts with images (CLIP, SigLIP).
+def choose_tower(model: PreTrainedModel, *, images: bool) -> tuple[Any, tuple[Omission, ...]]:
+    """Return the tower that reads the corpus, if the model compares texts with images (CLIP, SigLIP, FLAVA).
 
-    Other models are returned as they are.
+    Its other parts with attention are the omission. Other models are returned as they are.
     """
     compares = all(hasattr(model, f"get_{side}_features") for side in ("text", "image"))
-    tower = getattr(model, "vision_model" if images else "text_model", None)
-    return tower if compares and tower is not None else model
+    names = ("vision_model", "image_model") if images else ("text_model",)
+    tower = next((part for name in names if (part := getattr(model, name, None)) is not None), None)
+    if not compares or tower is None:
+        return model, ()
+    parts = tuple(
+        name
+        for name, part in model.named_children()
+        if part is not tower and any("attention" in type(module).__name__.lower() for module in part.modules())
+    )
+    reason = f"corpus.kind chooses the part of the model that reads {'images' if images else 'text'}"
+    return tower, (Omission(what="sites", n=len(parts), reason=reason, names=parts),) if parts else ()
 
 
 def use_full_attention(model: PreTrainedModel) -> tuple[str, ...]:
@@ -314,9 +355,18 @@ def load_model(
                     trust_remote_code=False,
                     attn_implementation="eager",
                     output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are refused below, with their names
                 )
         except Exception as error:
-            raise ConfigError(f"model {folder.name!r}: transformers cannot load it: {error}") from error
+            reason = str(error).partition("\nModel type should be one of")[0]
+            raise ConfigError(f"model {folder.name!r}: transformers cannot load it: {reason}") from error
+        if mismatched := sorted(report["mismatched_keys"], key=str):
+            name, saved, expected = mismatched[0][:3]
+            raise ConfigError(
+                f"model {folder.name!r}: {len(mismatched)} weights have other shapes than config.json says, such as {name}: "
+                f"{tuple(saved)}, expected {tuple(expected)}. Heads that were pruned cannot be loaded by transformers 5; "
+                "otherwise save the model again with its configuration."
+            )
         # The pooler comes after all attention, and many models are saved without one.
         return model, sorted(name for name in report["missing_keys"] if "pooler" not in name.split("."))
 
@@ -354,7 +404,7 @@ def load_model(
         model, generator = without_head(model), model
     elif adapter is not None and not has_head:
         model = cast("PreTrainedModel", model.base_model)
-    model = choose_tower(model, images=images)
+    model, left_out = choose_tower(model, images=images)
     try:
         if generator is not None:
             generator.to(device).eval().requires_grad_(False)
@@ -375,8 +425,9 @@ def load_model(
     if images:
         from .image_processor import load_image_reader
 
-        return LoadedModel(model, None, identity, load_image_reader(folder, model), notes=notes)
-    return LoadedModel(model, load_tokenizer(folder), identity, notes=notes, generator=generator)
+        return LoadedModel(model, None, identity, load_image_reader(folder, model), notes=notes, left_out=left_out)
+    tokenizer = load_tokenizer(adapter.folder if adapter is not None and adapter.has_tokenizer else folder)
+    return LoadedModel(model, tokenizer, identity, notes=notes, generator=generator, left_out=left_out)
 
 
 def without_head(model: PreTrainedModel) -> PreTrainedModel:

@@ -39,7 +39,14 @@ from .text_encoding import TextEncoding, encode_texts
 from .token_options import TooLong
 from .unencodable_texts import why_not_encoded
 from .windows import cut_windows
-from .words_left_out import TARGET_WORDS, mark_cut, messages_left_out, spans_left_out, words_left_out
+from .words_left_out import (
+    TARGET_WORDS,
+    mark_cut,
+    messages_left_out,
+    spans_left_out,
+    target_left_out,
+    words_left_out,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -182,6 +189,7 @@ def _encode_batch(
                 *words_left_out(sequence, encoded.example.words, texts),
                 *spans_left_out(sequence, kind),
                 *messages_left_out(example),
+                *target_left_out(example, is_read=has_target),
             ]
             if is_windowed:
                 yield cut_windows(replace(encoded, left_out=tuple(left_out)), max_tokens, stride)

@@ -46,6 +46,16 @@ def spans_left_out(sequence: TokenSequence, tokenizer: str) -> Iterator[Omission
         yield Omission(what="character spans", n=n_missing, reason=reason, n_examples=1)
 
 
+def target_left_out(example: CorpusExample, *, is_read: bool) -> Iterator[Omission]:
+    """Count the target text of an example if no decoder reads it."""
+    if example.target and not is_read:
+        reason = (
+            "they get no tokens: the model has no decoder, or writes the text itself. To keep such a field as an "
+            "annotation, name it in corpus.columns"
+        )
+        yield Omission(what="target texts", n=1, reason=reason, n_examples=1)
+
+
 def messages_left_out(example: CorpusExample) -> Iterator[Omission]:
     """Count the messages of a conversation that are not found in its text."""
     roles = [m.role for m in example.messages if m.start < 0 and m.content.strip()]

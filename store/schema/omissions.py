@@ -43,7 +43,8 @@ class Omission(BaseModel):
 
     def __str__(self) -> str:
         """Return one line: ``5,210 words of 12 examples left out: …``."""
-        kind = self.what if self.n != 1 else self.what.removesuffix("s")
+        noun, of, parts = self.what.partition(" of ")
+        kind = self.what if self.n != 1 else noun.removesuffix("s") + of + parts
         where = ""
         if self.n_examples is not None:
             where = f" of {self.n_examples:,} example{'s' if self.n_examples != 1 else ''}"

@@ -48,6 +48,8 @@ MAX_HITS = 60
 """Most examples of a search that are listed for a head."""
 AT_ONCE_EXAMPLES, AT_ONCE_TEXT = 1 << 13, 1 << 20
 """Most examples, and most tokens of all of them, whose texts are read in the server's event loop."""
+AT_ONCE_TABLES = 16 << 20
+"""Most bytes of all texts and columns of these examples. A text may be far longer than its tokens: behind a cut."""
 MAX_HIT_PAIRS = 4 << 20
 """Most weights of an example that are read for its strongest edge, and of all examples in one step."""
 
@@ -147,10 +149,13 @@ class DataSource:
         """Return True if `cached` returns the value of a key at once."""
         return ("cached", key) in self._cache
 
-    @property
+    @cached_property
     def is_small(self) -> bool:
         """True if a list of all examples is made in one step of the event loop."""
-        return self.n_examples <= AT_ONCE_EXAMPLES and sum(self.store.n_tokens.values()) <= AT_ONCE_TEXT
+        if self.n_examples > AT_ONCE_EXAMPLES or sum(self.store.n_tokens.values()) > AT_ONCE_TEXT:
+            return False
+        entries = (entry for segment in self.store.segments for entry in segment.listing.arrays)
+        return sum(entry.layout().raw_bytes for entry in entries if entry.path.startswith("example/")) <= AT_ONCE_TABLES
 
     # examples
 

@@ -20,6 +20,7 @@ from headatlas.store.schema.traces import head_index
 from ..components.bars import Banner, Notice, PathBar, Router, StateCard, StatusLine, TopBar
 from ..data.bookmarks import Bookmark
 from ..data.store_data import DataSource
+from ..state.address_values import MAX_TEXT
 from ..state.page_table import PAGES, PageRow, row_of
 from ..state.reader_state import Problem, ViewState
 from ..theme.token_labels import visible
@@ -110,7 +111,11 @@ class Session:
             self.report(self.state.from_query(query))
             self._fill_bars()
         elif isinstance(text := message.get("find"), str):
-            self.find(text)
+            if len(text) > MAX_TEXT:  # the time of `looks_like_pattern` grows with the square of the text
+                reason = f"{len(text):,} characters; at most {MAX_TEXT:,} are allowed"
+                self.report([Problem("find", text[:80], reason)])
+            else:
+                self.find(text)
         elif isinstance(expression := message.get("run"), str):
             self.wants_best_head = True
             self.go({"page": "search", "pattern": expression.strip()})

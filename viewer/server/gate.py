@@ -147,7 +147,10 @@ class Gate(HTTPServerConnectionDelegate):
         return self._check_token(local, query, headers) if self.options.token else None
 
     def _is_own_origin(self, origin: str, host: str) -> bool:
-        name = urlsplit(origin).netloc.lower()
+        try:
+            name = urlsplit(origin).netloc.lower()
+        except ValueError:  # an open bracket
+            return False
         return name == host.lower() or name in self._origins
 
     def _check_token(self, local: str, query: str, headers: HTTPHeaders) -> Refusal | None:

@@ -56,11 +56,11 @@ def facets_json(value: Any) -> str:
         return ""
     try:
         facets = json.loads(text_value(value))
-    except ValueError:
+    except (ValueError, RecursionError):
         facets = None
     if not isinstance(facets, dict) or not all(isinstance(item, str) for item in facets.values()):
         raise ValueError('expected a JSON object of texts, such as {"genre": "mail"}')
-    return json.dumps(facets, ensure_ascii=False) if facets else ""
+    return text_value(json.dumps(facets, ensure_ascii=False)) if facets else ""  # escapes may spell half a pair
 
 
 def share(value: Any) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,7 @@ def test_every_type_of_parquet(tmp_path: Path) -> None:
         "large": pa.array([2**63], pa.uint64()),
         "category": pa.array(["x"]).dictionary_encode(),
         "flag": pa.array([True]),
+        "nothing": pa.nulls(1),
         "raw": pa.array([b"x"]),
         "other": pa.array([b"y"]),
         "list": pa.array([[1]]),
@@ -156,6 +159,7 @@ def test_every_type_of_parquet(tmp_path: Path) -> None:
             "large": 2**63,
             "category": "x",
             "flag": "true",
+            "nothing": None,
         }
     ]
     assert isinstance(far, str)
@@ -165,7 +169,7 @@ def test_every_type_of_parquet(tmp_path: Path) -> None:
     assert types["struct",] == "struct<a: int64>"
     assert sum(n for n, _, _ in reading.left_out.values()) == 6
     assert read_parquet(tmp_path, table, columns=("date", "list")).left_out.keys() == {
-        ("columns", "an annotation of an example is a single value, not list<element: int64>")
+        ("columns", "annotations are texts, numbers, truth values or dates, not list<element: int64>")
     }
     with pytest.raises(ConfigError, match=r"corpus.text: column 'raw' is binary"):
         read_parquet(tmp_path, table, text="raw")
@@ -274,6 +278,111 @@ def test_a_treebank_names_what_is_not_stored(tmp_path: Path) -> None:
     stored = Reading("conllu", path, metadata=("speaker", "global.columns"))
     assert ("comments", "not named in corpus.metadata") not in stored.left_out
     assert stored.columns == [{"speaker": "B", "global_columns": "ID"}]
+
+
+def test_a_treebank_names_annotations_of_multiword_tokens_and_repeated_comments(tmp_path: Path) -> None:
+    path = tmp_path / "x.conllu"
+    path.write_text(
+        "# sent_id = a\n# genre = x\n# genre = x\n# genre = y\n# text = al\n# text = zum\n"
+        "1-2\tal\t_\t_\tPR\tTypo=Yes\t_\t_\t_\t_\n"
+        "1\ta\t_\t_\t_\t_\t2\tcase\t_\t_\n2\tel\t_\t_\t_\t_\t0\troot\t_\t_\n\n"
+    )
+    reading = Reading("conllu", path, metadata=("genre",))
+    assert (reading.examples[0].text, reading.columns) == ("al", [{"genre": "x"}])
+    assert reading.left_out == {
+        ("comments", "a comment of the same name came before"): (2, ("genre", "text"), 1),
+        ("values", "a multiword token has only its form; its words have annotations"): (2, ("XPOS", "FEATS"), 1),
+    }
+
+
+FILES_BY_KIND = {
+    "csv": (".csv", b"id,text\n1,a\n"),
+    "csv packed": (".csv.gz", gzip.compress(b"id,text\n1,a\n")),
+    "text": (".txt", b"a\n"),
+    "jsonl": (".jsonl", b'{"text": "a"}\n'),
+    "conllu": (".conllu", b"1\ta\t_\t_\t_\t_\t0\troot\t_\t_\n\n"),
+    "parquet": (".parquet", None),
+}
+
+
+@pytest.mark.parametrize("kind", FILES_BY_KIND)
+@pytest.mark.parametrize("is_glob", [False, True])
+def test_files_of_a_folder_that_hold_nothing(kind: str, is_glob: bool, tmp_path: Path) -> None:
+    """Empty files cost nothing but themselves, and nothing in a folder is passed over in silence."""
+    ending, content = FILES_BY_KIND[kind]
+    if content is None:
+        pq.write_table(pa.table({"text": ["a"]}), tmp_path / f"a{ending}")
+        pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / f"no-rows{ending}")
+    else:
+        (tmp_path / f"a{ending}").write_bytes(content)
+    (tmp_path / f"b{ending}").write_bytes(b"")
+    names = [f"b{ending}"]
+    if ending.endswith(".gz"):
+        (tmp_path / f"c{ending}").write_bytes(gzip.compress(b""))
+        names.append(f"c{ending}")
+    (tmp_path / f"d{ending}").symlink_to("nowhere")
+    os.mkfifo(tmp_path / f"e{ending}")
+    path = Path(f"{tmp_path}/*{ending}") if is_glob else tmp_path
+    reading = Reading(kind.partition(" ")[0], path)
+    assert [example.text for example in reading.examples] == ["a"]
+    assert reading.faults == []
+    left_out = {("files", "empty"): (len(names), tuple(names), None)}
+    if not is_glob:
+        left_out["files", "broken links or special files"] = (2, (f"d{ending}", f"e{ending}"), None)
+    assert reading.left_out == left_out
+
+
+def test_the_header_of_a_joined_file_is_no_example(tmp_path: Path) -> None:
+    reading = read_csv(tmp_path, "\ufeffid,text\n1,a\n\ufeffid,text\n2,b\nid,text\n3,c\n")
+    assert reading.ids == ["1", "2", "3"]
+    assert reading.faults == [(line, "the header again; were files joined?") for line in (3, 5)]
+
+
+def test_columns_that_no_record_has(tmp_path: Path) -> None:
+    """A misspelt name in corpus.columns is said, and so are columns of tables if only some examples are read."""
+    rows = [{"text": "a", "topic": 1}, {"text": "b", "year": 2}]
+    absent = {("columns", "named in corpus.columns, but no record has them"): (1, ("topicc",), None)}
+    assert read_json(tmp_path, rows, columns=("topicc", "topic", "year", "text")).left_out == absent
+    assert read_json(tmp_path, rows, columns=("topicc", "topic"), max_examples=1).left_out == absent
+    table = {"text": ["a", "b"], "raw": [b"x", b"y"]}
+    left_out = read_parquet(tmp_path, table).left_out
+    assert len(left_out) == 1
+    for selection in ({"max_examples": 1}, {"sample": 1}, {"skip": 1, "max_examples": 1}):
+        assert read_parquet(tmp_path, table, **selection).left_out == left_out
+
+
+def test_a_label_called_target(tmp_path: Path) -> None:
+    """By its name alone the field is a text for a decoder. corpus.columns makes it an annotation."""
+    rows = [{"text": "a", "target": "positive", "text_pair": "b", "n": 1}]
+    (example,) = read_json(tmp_path, rows).examples
+    assert (example.target, example.text_pair, example.columns) == ("positive", "b", {"n": 1})
+    (example,) = read_json(tmp_path, rows, columns=("target", "text_pair")).examples
+    assert (example.target, example.text_pair) == (None, None)
+    assert example.columns == {"target": "positive", "text_pair": "b"}
+    (example,) = read_json(tmp_path, rows, columns=("target",), target="target").examples
+    assert (example.target, example.columns) == ("positive", {})
+
+
+def test_texts_as_views(tmp_path: Path) -> None:
+    """Arrow files of polars have this type of text. Long texts lie in another buffer than short ones."""
+    texts = ["x" * 40, None, "", "short", "y" * 17_000_000]
+    views = pa.array(["cut off", *texts], pa.string_view())[1:]
+    table = pa.table({"text": ["a"] * 5, "note": views, "tags": pa.array([["b"]] * 5, pa.list_(pa.string_view()))})
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    reading = Reading("arrow", tmp_path / "x.arrow")
+    assert [row["note"] for row in reading.columns] == texts[:4]
+    assert reading.faults == [(5, "longer than 16777216 bytes")]
+
+
+def test_the_line_for_excel_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the first line is for Excel: delete it"):
+        read_csv(tmp_path, "sep=;\nid;text\n1;a\n", delimiter=";")
+
+
+def test_one_thing_is_written_in_the_singular() -> None:
+    lines = [str(Omission(what=what, n=1, reason="r")) for what in ("files", "parts of messages", "target words")]
+    assert lines == ["1 file left out: r", "1 part of messages left out: r", "1 target word left out: r"]
 
 
 def test_images_name_what_is_not_read(tmp_path: Path) -> None:

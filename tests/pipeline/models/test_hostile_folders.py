@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,5 +226,13 @@ def test_the_growth_of_usual_normalizers_is_small() -> None:
     assert check_normalizer(nmt, "x") <= 4
     assert check_normalizer(bert, "x") == 18
     assert check_normalizer(charsmap(MAX_GROWTH), "x") == MAX_GROWTH
+    decomposed = unicodedata.normalize("NFKD", "\ufdfa").encode()
+    trie = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(bytes(4) + decomposed).decode()}
+    quotes = [{"type": "Replace", "pattern": {"String": text}, "content": '"'} for text in ("``", "''")]
+    steps = [*quotes, {"type": "NFKD"}, {"type": "StripAccents"}, {"type": "Lowercase"}, trie]  # ALBERT's
+    assert check_normalizer({"type": "Sequence", "normalizers": steps}, "x") == 18 * 2 * 18
+    for pattern, n in (({"String": "ab"}, 5), ({"String": ""}, 10), ({"Regex": "ab"}, 10)):
+        assert check_normalizer({"type": "Replace", "pattern": pattern, "content": "x" * 9}, "x") == n
+    assert max(len(chr(code).lower()) for code in range(0x110000)) == 2  # as Lowercase counts
     with pytest.raises(ConfigError, match="characters of one"):
         check_normalizer(charsmap(MAX_GROWTH + 1), "x")

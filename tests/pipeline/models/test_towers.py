@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job.job_runner import run_job
@@ -54,7 +55,11 @@ def test_the_corpus_chooses_the_tower(towers, tmp_path):
         path = tmp_path / ("text.txt" if corpus == "text" else "pictures")
         loaded = load_model(str(folder), images=corpus == "images")
         assert loaded.identity.architecture == f"{kind}{tower}Model"
-        run_job(job_of(folder, tmp_path / corpus, kind=corpus, path=str(path)))
+        report = run_job(job_of(folder, tmp_path / corpus, kind=corpus, path=str(path)))
+        other, reads = ("vision", "text") if corpus == "text" else ("text", "images")
+        reason = f"corpus.kind chooses the part of the model that reads {reads}"
+        site = {"what": "sites", "n": 1, "reason": reason, "names": [f"{other}_model"]}
+        assert site in report.left_out
         store = open_store(tmp_path / corpus / "store")
         whole.set_attn_implementation("eager")
         with torch.no_grad():
@@ -65,6 +70,44 @@ def test_the_corpus_chooses_the_tower(towers, tmp_path):
                 pixels = loaded.images.pixels([store_example(tmp_path / "pictures" / "one.png")])
                 maps = whole.vision_model(pixel_values=pixels, output_attentions=True).attentions
         np.testing.assert_allclose(store.examples[0].attention().values, torch.stack(maps)[:, 0].numpy(), atol=1e-5)
+
+
+def test_every_part_that_is_not_read_is_named(tmp_path, tiny_folder):
+    """FLAVA has a third part, which reads what the two towers return."""
+    folder = tmp_path / "flava"
+    shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    config = transformers.FlavaConfig(
+        text_config={**SIZES, "vocab_size": 64}, image_config={**SIZES, "image_size": 16, "patch_size": 8},
+        multimodal_config={**SIZES, "num_hidden_layers": 1}, hidden_size=16, projection_dim=8,
+    )  # fmt: skip
+    transformers.FlavaModel(config).save_pretrained(folder)
+    (row,) = load_model(str(folder)).left_out
+    assert (row.n, row.names) == (2, ("image_model", "multimodal_model"))
+
+
+def test_pruned_heads_are_refused_with_their_weights(tmp_path, tiny_folder):
+    folder = tmp_path / "pruned"
+    shutil.copytree(tiny_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layer.0.attention.self.query.weight"))
+    shape = tuple(weights[name].shape)
+    weights[name] = weights[name][: shape[0] // 2].contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError) as refusal:
+        load_model(str(folder))
+    shapes = f"({shape[0] // 2}, {shape[1]}), expected ({shape[0]}, {shape[1]})"
+    assert "1 weights have other shapes than config.json says" in str(refusal.value)
+    assert f"self.query.weight: {shapes}" in str(refusal.value)
+    assert "pruned" in str(refusal.value)
+
+
+def test_a_class_that_transformers_does_not_choose_is_named_in_one_line(tmp_path, tiny_folder):
+    folder = tmp_path / "pair"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "config.json").write_text('{"model_type": "encoder-decoder", "encoder": {"model_type": "bert"}, "decoder": {"model_type": "bert"}}')  # fmt: skip
+    with pytest.raises(ConfigError, match=r"EncoderDecoderConfig.*AutoModel") as refusal:
+        load_model(str(folder))
+    assert len(str(refusal.value)) < 300
 
 
 def store_example(path):

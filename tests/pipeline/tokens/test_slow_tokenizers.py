@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import unicodedata
+from importlib.util import find_spec
 
 import pytest
+import transformers
 from hypothesis import example, given
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -12,22 +16,34 @@ from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample
 from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.job.tracing import trace
+from headatlas.pipeline.models.model_folder import ModelFolder
+from headatlas.pipeline.models.sources import load_tokenizer
 from headatlas.pipeline.tokens.text_encoding import encode_texts
 from headatlas.pipeline.tokens.tokenizer import Skipped, encode
 from headatlas.pipeline.tokens.words_left_out import UNCERTAIN
 from headatlas.store import open_store
+from headatlas.store.errors import ConfigError
 from headatlas.store.schema.token_table import TokenFlag
-from tools.slow_tokenizers import BUILDERS, TEXTS
+from tools.slow_tokenizers import BUILDERS, SENTENCEPIECE_BUILDERS, TEXTS, sentencepiece_file
 from tools.tiny_models import build_model
 
 from .conftest import wordpiece
 from .test_tokenizer import NASTY
 
+HAS_SENTENCEPIECE, HAS_PROTOBUF = (
+    find_spec(name) is not None and find_spec(module) is not None
+    for name, module in (("sentencepiece", "sentencepiece"), ("google", "google.protobuf"))
+)
+needs_sentencepiece = pytest.mark.skipif(not HAS_SENTENCEPIECE, reason="sentencepiece is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+ALL = [*BUILDERS, *(pytest.param(name, marks=needs_sentencepiece) for name in SENTENCEPIECE_BUILDERS)]
+
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
     """One tokenizer of each class, by name."""
-    return {name: build(tmp_path_factory.mktemp(name)) for name, build in BUILDERS.items()}
+    builders = BUILDERS | (SENTENCEPIECE_BUILDERS if HAS_SENTENCEPIECE else {})
+    return {name: build(tmp_path_factory.mktemp(name)) for name, build in builders.items()}
 
 
 def encode_one(tokenizer, text: str, pair: str | None = None, **settings) -> EncodedExample:
@@ -36,7 +52,7 @@ def encode_one(tokenizer, text: str, pair: str | None = None, **settings) -> Enc
     return result
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", ALL)
 def test_ids_are_those_of_transformers(slow, name):
     tokenizer = slow[name]
     assert not tokenizer.is_fast
@@ -55,7 +71,7 @@ def test_ids_are_those_of_transformers(slow, name):
             assert None not in bare.text_index
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_character_has_its_token(slow, name, text):
     source = encode_one(slow[name], text, "clock").source
@@ -186,6 +202,69 @@ def test_a_job_and_a_trace_of_proteins(tmp_path, slow):
     assert "no fast version" in store.manifest.provenance["encoding"][0]
     example = trace(model, slow["esm"], "GSHM")
     assert example.attention(0, 0).shape == (6, 6)
+
+
+TRANSLATION = {
+    "vocab_size": 300, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64,
+    "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "forced_eos_token_id": 2,
+}  # fmt: skip
+
+
+@needs_sentencepiece
+@pytest.mark.parametrize(("name", "kind"), [("marian", "MarianMT"), ("m2m100", "M2M100ForConditionalGeneration")])
+def test_a_job_of_pairs_in_two_languages(tmp_path, slow, name, kind):
+    """Source and target are encoded by their own rules, and every word has its tokens."""
+    folder = tmp_path / name
+    config_kind = {"marian": "MarianConfig", "m2m100": "M2M100Config"}[name]
+    model = getattr(transformers, kind.replace("MarianMT", "MarianMTModel"))
+    model(getattr(transformers, config_kind)(**TRANSLATION)).save_pretrained(folder)
+    slow[name].save_pretrained(folder)
+    rows = [{"text": "the nurse repairs the clock", "target": "the museum"}, {"text": "the pilot", "target": "clock"}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "model": {"source": str(folder)},
+        "corpus": {"kind": "jsonl", "path": str(tmp_path / "pairs.jsonl")},
+        "store": {"path": str(tmp_path / "store")},
+        "run": {"threads": 1},
+    }
+    report = run_job(parse_config(config))
+    assert report.left_out == []
+    example = open_store(tmp_path / "store").examples[0]
+    ids = slow[name](rows[0]["text"], text_target=rows[0]["target"])
+    assert example.tokens("source").id.tolist() == ids["input_ids"]
+    assert example.tokens("target").id.tolist() == [1, *ids["labels"][:-1]]
+    for sequence, text in (("source", rows[0]["text"]), ("target", rows[0]["target"])):
+        table = example.tokens(sequence)
+        words = dict.fromkeys(range(len(text.split())), "")
+        for word, start, end in zip(table.word, table.char_start, table.char_end, strict=True):
+            if word >= 0:
+                words[int(word)] += text[start:end]
+        assert list(words.values()) == text.split()
+
+
+@pytest.mark.skipif(not (HAS_SENTENCEPIECE and HAS_PROTOBUF), reason="sentencepiece and protobuf are not installed")
+@pytest.mark.parametrize("kind", ["XLNet", "Albert"])
+def test_tokenizers_that_are_converted_from_sentencepiece(tmp_path, kind):
+    """Their normalizers have several steps, none of which makes many characters of one."""
+    signs = ["<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>", "[CLS]", "[SEP]", "[MASK]"]
+    sentencepiece_file(tmp_path / "spiece.model", signs)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": f"{kind}Tokenizer"}))
+    tokenizer = load_tokenizer(ModelFolder(tmp_path, kind))
+    text = "the nurse \ufdfa repairs"
+    source = encode_one(tokenizer, text).source
+    assert source.id.tolist() == tokenizer(text)["input_ids"]
+    words = {text[a:b] for a, b in zip(source.char_start, source.char_end, strict=True)}
+    assert "\ufdfa" in words
+
+
+def test_missing_packages_of_sentencepiece_are_named(tmp_path, monkeypatch):
+    (tmp_path / "spiece.model").write_bytes(b"")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "XLNetTokenizer"}')
+    for module in ("sentencepiece", "google.protobuf"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=r"spiece.model\), and sentencepiece and protobuf are not installed; pip"):
+        load_tokenizer(ModelFolder(tmp_path, "x"))
 
 
 def test_a_job_generates_with_bytes(tmp_path, slow):

@@ -35,6 +35,15 @@ def words_beyond(encoded: EncodedExample, second: bool = False) -> int:
     return sum(word.char_start >= end for word in encoded.example.words if word.second == second)
 
 
+@pytest.mark.parametrize("on_too_long", ["truncate", "windows"])
+def test_target_texts_that_no_decoder_reads(tokenizers, on_too_long):
+    example = CorpusExample("x", "the clock", target="the museum")
+    settings = {"max_tokens": 64, "on_too_long": on_too_long}
+    (row,) = encode_one(tokenizers["wordpiece"], example, **settings).left_out
+    assert str(row).startswith("1 target text of 1 example left out: they get no tokens: the model has no decoder")
+    assert not encode_one(tokenizers["wordpiece"], example, has_target=True, max_tokens=64).left_out
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("max_tokens", [4, 6, 9, 15, 64])
 def test_words_behind_a_cut_are_counted_in_job_and_store(tokenizers, kind, max_tokens):

@@ -1,6 +1,7 @@
 """A session without a browser: effects of messages on the state, and frames of the cards."""
 
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,18 @@ def test_the_search_box_understands(session, text, expected):
     session.receive({"find": text})
     assert {name: getattr(session.state, name) for name in expected} == expected
     assert session.problems == []
+
+
+def test_a_search_text_of_any_length_takes_little_time(session):
+    """A pattern of `re` takes time that grows with the square of the text, on the server's event loop."""
+    start = time.process_time()
+    for text in ("not " * 7_900, "not in " * 4_500, "query " * 5_000):
+        session.receive({"find": text})
+        (problem,) = session.notice.frame["problems"]
+        assert problem["reason"] == f"{len(text):,} characters; at most 2,000 are allowed"
+    session.receive({"find": "not " * 500})
+    assert session.state.text == ("not " * 500).strip()
+    assert time.process_time() - start < 0.5
 
 
 def test_what_is_not_there_is_named_and_put_away(session):

@@ -205,7 +205,7 @@ def test_a_login_checks_the_file_anew_and_waits_longer_after_each_failure(
             assert good.headers["Location"] == "/"
             cookies = good.headers.get_list("Set-Cookie")
             assert all("SameSite=Lax" in cookie and "HttpOnly" in cookie for cookie in cookies)
-            for other in ({"Origin": "http://evil.example"}, {"Origin": "null"}):
+            for other in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://["}):
                 assert (await log_in(url, "her+password", **other)).code == 403
             start = time.monotonic()
             assert (await log_in(url, "wrong")).code == 401

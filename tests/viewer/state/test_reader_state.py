@@ -94,6 +94,10 @@ def test_the_start_has_an_empty_query():
         ("colour=red", "colour", "no such field"),
         ("pattern=" + "x" * 2001, "pattern", "at most 2000"),
         ("pattern=%ff", "pattern", "not UTF-8"),
+        ("where=" + "[" * 1_990, "where", "a JSON object of texts"),
+        ("where=" + '{"a":' * 390, "where", "a JSON object of texts"),
+        ('where={"topic": "%5Cud800"}', "where", "half of a surrogate pair"),
+        ('where={"%5Cudfff": "x"}', "where", "half of a surrogate pair"),
     ],
 )
 def test_an_invalid_value_is_reported_and_not_set(query, field, reason):
