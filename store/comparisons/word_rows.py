@@ -135,7 +135,7 @@ def summed_divergence(
         _add_block(result, block, other_block, is_same=is_same)
     if is_same:
         result += result.T
-    return np.maximum(result, 0.0) / np.log(2)
+    return np.maximum(result, 0.0)
 
 
 def _add_block(
@@ -145,26 +145,22 @@ def _add_block(
     *,
     is_same: bool,
 ) -> None:
-    """Add ½ Σ p ln p + ½ Σ q ln q − Σ m ln m of a block of cells, with m = (p + q) / 2. `half` is p / 2."""
+    """Add ½ Σ p log₂ p + ½ Σ q log₂ q − Σ m log₂ m of a block of cells, with m = (p + q) / 2. `half` is p / 2.
+
+    Nearly all of the time is three operations for each pair of heads and cell. NumPy's float32 log2 is faster than its log.
+    """
     middle, logarithm = np.empty_like(other_half), np.empty_like(other_half)
-    entropy, other_entropy = (_weighted_sum(h, np.log(2 * h)) for h in (half, other_half))
+    entropy, other_entropy = (np.vecdot(h, np.log2(2 * h)).astype(np.float64) for h in (half, other_half))
     for head, own in enumerate(half):
         first = head + 1 if is_same else 0
         if first == len(other_half):
             break
         m, log_m = middle[first:], logarithm[first:]
         np.add(other_half[first:], own, out=m)
-        np.log(m, out=log_m)
-        result[head, first:] += entropy[head] + other_entropy[first:] - _weighted_sum(m, log_m)
+        np.log2(m, out=log_m)
+        result[head, first:] += entropy[head] + other_entropy[first:] - np.vecdot(m, log_m)
 
 
 def _halves(rows: Float32[np.ndarray, "head row key"]) -> Float32[np.ndarray, "head cell"]:
-    """Return half of each weight. A tiny number is added, so that 0 · ln 0 is 0."""
+    """Return half of each weight. A tiny number is added, so that 0 · log 0 is 0."""
     return rows.reshape(len(rows), -1) * np.float32(0.5) + _TINY
-
-
-def _weighted_sum(
-    weights: Float32[np.ndarray, "head cell"], values: Float32[np.ndarray, "head cell"]
-) -> Float64[np.ndarray, "head"]:
-    """Return the sum of weight · value over the cells: a matrix product of a row and a column for each head."""
-    return (weights[:, None, :] @ values[:, :, None])[:, 0, 0].astype(np.float64)
