@@ -82,25 +82,30 @@ def read_word_rows(
     order = np.argsort(row_of_token, kind="stable")
     begin = np.searchsorted(row_of_token[order], np.arange(len(words)))
     n_tokens = np.bincount(row_of_token, minlength=len(words)).astype(np.float32)
-    columns = np.argsort(table.token_rank, kind="stable")
-    columns = columns[table.token_rank[columns] >= 0]
     n_words = int(table.n_words[0])
-    first_column = np.searchsorted(table.token_rank[columns], np.arange(n_words))
+    last_word = int(table.token_rank[: tokens[-1] + 1].max()) if site.causal else n_words - 1  # later ones are hidden
+    columns = np.argsort(table.token_rank, kind="stable")
+    columns = columns[(table.token_rank[columns] >= 0) & (table.token_rank[columns] <= last_word)]
+    first_column = np.searchsorted(table.token_rank[columns], np.arange(last_word + 1))
+    is_run = columns[-1] - columns[0] == len(columns) - 1 and bool((np.diff(columns) == 1).all())
     layers, heads = (
         (range(site.n_layers), np.arange(site.n_heads)) if head is None else ([head[0]], np.array([head[1]]))
     )
-    result = np.empty((len(layers) * len(heads), len(words), n_words + 1), np.float32)
+    result = np.zeros((len(layers) * len(heads), len(words), n_words + 1), np.float32)
     for number, layer in enumerate(layers):
         weights = closest_rows(segment, site, layer, heads, index, tokens)
         if sink_free:
             weights[:, :, 0] = 0
-        of_words = np.add.reduceat(np.take(weights, columns, axis=2), first_column, axis=2)
+        of_words = weights[:, :, columns[0] : columns[-1] + 1] if is_run else np.take(weights, columns, axis=2)
+        if len(first_column) < len(columns):
+            of_words = np.add.reduceat(of_words, first_column, axis=2)
         if len(words) < len(tokens):
             of_words = np.add.reduceat(np.take(of_words, order, axis=1), begin, axis=1) / n_tokens[:, None]
         rows = result[number * len(heads) : (number + 1) * len(heads)]
-        rows[:, :, :-1] = of_words
-        rows[:, :, -1] = 0 if sink_free else np.maximum(1 - of_words.sum(axis=2), 0)
-    result /= np.maximum(result.sum(axis=2, keepdims=True), _TINY)
+        total = of_words.sum(axis=2, keepdims=True)
+        np.divide(of_words, np.maximum(total, _TINY if sink_free else 1), out=rows[:, :, : last_word + 1])
+        if not sink_free:
+            rows[:, :, -1:] = np.maximum(1 - total, 0)
     return result
 
 
