@@ -82,25 +82,30 @@ def read_word_rows(
     order = np.argsort(row_of_token, kind="stable")
     begin = np.searchsorted(row_of_token[order], np.arange(len(words)))
     n_tokens = np.bincount(row_of_token, minlength=len(words)).astype(np.float32)
-    columns = np.argsort(table.token_rank, kind="stable")
-    columns = columns[table.token_rank[columns] >= 0]
     n_words = int(table.n_words[0])
-    first_column = np.searchsorted(table.token_rank[columns], np.arange(n_words))
+    last_word = int(table.token_rank[: tokens[-1] + 1].max()) if site.causal else n_words - 1  # later ones are hidden
+    columns = np.argsort(table.token_rank, kind="stable")
+    columns = columns[(table.token_rank[columns] >= 0) & (table.token_rank[columns] <= last_word)]
+    first_column = np.searchsorted(table.token_rank[columns], np.arange(last_word + 1))
+    is_run = columns[-1] - columns[0] == len(columns) - 1 and bool((np.diff(columns) == 1).all())
     layers, heads = (
         (range(site.n_layers), np.arange(site.n_heads)) if head is None else ([head[0]], np.array([head[1]]))
     )
-    result = np.empty((len(layers) * len(heads), len(words), n_words + 1), np.float32)
+    result = np.zeros((len(layers) * len(heads), len(words), n_words + 1), np.float32)
     for number, layer in enumerate(layers):
         weights = closest_rows(segment, site, layer, heads, index, tokens)
         if sink_free:
             weights[:, :, 0] = 0
-        of_words = np.add.reduceat(np.take(weights, columns, axis=2), first_column, axis=2)
+        of_words = weights[:, :, columns[0] : columns[-1] + 1] if is_run else np.take(weights, columns, axis=2)
+        if len(first_column) < len(columns):
+            of_words = np.add.reduceat(of_words, first_column, axis=2)
         if len(words) < len(tokens):
             of_words = np.add.reduceat(np.take(of_words, order, axis=1), begin, axis=1) / n_tokens[:, None]
         rows = result[number * len(heads) : (number + 1) * len(heads)]
-        rows[:, :, :-1] = of_words
-        rows[:, :, -1] = 0 if sink_free else np.maximum(1 - of_words.sum(axis=2), 0)
-    result /= np.maximum(result.sum(axis=2, keepdims=True), _TINY)
+        total = of_words.sum(axis=2, keepdims=True)
+        np.divide(of_words, np.maximum(total, _TINY if sink_free else 1), out=rows[:, :, : last_word + 1])
+        if not sink_free:
+            rows[:, :, -1:] = np.maximum(1 - total, 0)
     return result
 
 
@@ -135,7 +140,7 @@ def summed_divergence(
         _add_block(result, block, other_block, is_same=is_same)
     if is_same:
         result += result.T
-    return np.maximum(result, 0.0) / np.log(2)
+    return np.maximum(result, 0.0)
 
 
 def _add_block(
@@ -145,26 +150,22 @@ def _add_block(
     *,
     is_same: bool,
 ) -> None:
-    """Add ½ Σ p ln p + ½ Σ q ln q − Σ m ln m of a block of cells, with m = (p + q) / 2. `half` is p / 2."""
+    """Add ½ Σ p log₂ p + ½ Σ q log₂ q − Σ m log₂ m of a block of cells, with m = (p + q) / 2. `half` is p / 2.
+
+    Nearly all of the time is three operations for each pair of heads and cell. NumPy's float32 log2 is faster than its log.
+    """
     middle, logarithm = np.empty_like(other_half), np.empty_like(other_half)
-    entropy, other_entropy = (_weighted_sum(h, np.log(2 * h)) for h in (half, other_half))
+    entropy, other_entropy = (np.vecdot(h, np.log2(2 * h)).astype(np.float64) for h in (half, other_half))
     for head, own in enumerate(half):
         first = head + 1 if is_same else 0
         if first == len(other_half):
             break
         m, log_m = middle[first:], logarithm[first:]
         np.add(other_half[first:], own, out=m)
-        np.log(m, out=log_m)
-        result[head, first:] += entropy[head] + other_entropy[first:] - _weighted_sum(m, log_m)
+        np.log2(m, out=log_m)
+        result[head, first:] += entropy[head] + other_entropy[first:] - np.vecdot(m, log_m)
 
 
 def _halves(rows: Float32[np.ndarray, "head row key"]) -> Float32[np.ndarray, "head cell"]:
-    """Return half of each weight. A tiny number is added, so that 0 · ln 0 is 0."""
+    """Return half of each weight. A tiny number is added, so that 0 · log 0 is 0."""
     return rows.reshape(len(rows), -1) * np.float32(0.5) + _TINY
-
-
-def _weighted_sum(
-    weights: Float32[np.ndarray, "head cell"], values: Float32[np.ndarray, "head cell"]
-) -> Float64[np.ndarray, "head"]:
-    """Return the sum of weight · value over the cells: a matrix product of a row and a column for each head."""
-    return (weights[:, None, :] @ values[:, :, None])[:, 0, 0].astype(np.float64)

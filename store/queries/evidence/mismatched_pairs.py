@@ -27,9 +27,8 @@ from ...reading.visible_keys import visible_pairs
 from ...reading.word_attention import Merge, plan_segment
 from ...schema.layer_masks import LayerMask
 from ...schema.traces import Site
-from .row_strata import N_CLASSES, SELF, Masses, key_classes
+from .row_strata import Masses, key_classes, put_own_classes
 
-_SAME_WORD = N_CLASSES
 Positions = tuple[Int64[np.ndarray, "_match"], Int64[np.ndarray, "_match"]]
 """Query positions and key positions of pairs."""
 
@@ -113,12 +112,9 @@ class _Shape:
         """Return the class of each pair: that of its key, or one of two for the row's own token and its own word."""
         first = [int(span.offset[self.example]) for span in self.spans]
         query, key = first[0] + pairs[0], first[1] + pairs[1]
-        result = self.classes[key]
-        if self.site.query_sequence == self.site.key_sequence:
-            word = self.matcher.evaluator.query.table.word
-            result = np.where((word[query] == word[key]) & (word[query] >= 0), _SAME_WORD, result)
-            result = np.where(query == key, SELF, result)
-        return result
+        if self.site.query_sequence != self.site.key_sequence:
+            return self.classes[key]
+        return put_own_classes(self.classes[key], self.matcher.evaluator.query.table, query, key)
 
     def sees(self, mask: LayerMask, pairs: Positions) -> Bool[np.ndarray, "match"]:
         """Return True for each pair that the mask shows."""

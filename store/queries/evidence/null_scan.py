@@ -31,6 +31,7 @@ from .row_strata import (
     N_BINS,
     N_CLASSES,
     OTHER,
+    OWN_WORD,
     PUNCTUATION,
     SELF,
     Masses,
@@ -44,6 +45,7 @@ from .row_strata import (
     matched_mass,
     merged_classes,
     offset_bins,
+    put_own_classes,
     sink_free_mass,
 )
 
@@ -97,12 +99,13 @@ class NullScan:
             name: (np.zeros(shape), np.zeros(shape)) for name in names
         }
         classes = merged_classes([block.pairs for block in self.blocks])
-        has_own_key = any((block.pairs.is_match & (block.pairs.key_class == SELF)).any() for block in self.blocks)
+        matching = [np.unique(block.pairs.key_class[block.pairs.is_match]) for block in self.blocks]
+        never = np.setdiff1d([SELF, OWN_WORD], np.concatenate([np.empty(0, np.int64), *matching]))
         profile = self._profile() if "habit" in names else None
         for block in self.blocks:
             pairs = block.pairs.with_classes(classes)
             for mask, layers in self.site.layers_of_masks.items():
-                strata = _strata(block, pairs, mask, names, has_own_key=has_own_key)
+                strata = _strata(block, pairs, mask, names, never)
                 mismatched = block.mismatched(mask, self.shapes) if "mismatched" in names else None
                 for layer in layers:
                     weights = block.weights(layer)
@@ -211,9 +214,13 @@ class NullScan:
 
 
 def _strata(
-    block: ScanBlock, pairs: RowPairs, mask: LayerMask, names: Sequence[NullName], *, has_own_key: bool
+    block: ScanBlock,
+    pairs: RowPairs,
+    mask: LayerMask,
+    names: Sequence[NullName],
+    never: Int64[np.ndarray, "own_class"],
 ) -> dict[NullName, Strata]:
-    """Group the visible pairs for each null. `has_own_key` is True if a row's own token can match."""
+    """Group the visible pairs for each null. `never` has those of `SELF` and `OWN_WORD` that match in no row."""
     visible = block.visible(mask)
     shown = pairs if visible is None else pairs.select(visible[pairs.cell])
     result: dict[NullName, Strata] = {}
@@ -224,7 +231,7 @@ def _strata(
             stratum = distance_bins(shown.offset) * N_CLASSES + shown.key_class
             result[name] = Strata.of(shown, stratum, with_controls=True)
         elif name == "sink_free":
-            plain = shown.select(block.is_ordinary(shown) & (has_own_key | (shown.key_class != SELF)))
+            plain = shown.select(block.is_ordinary(shown) & ~np.isin(shown.key_class, never))
             result[name] = Strata.of(plain, np.zeros(len(plain.row), np.int64))
         elif name == "offset":
             result[name] = Strata.of(shown, np.zeros(len(shown.row), np.int64))
@@ -299,7 +306,8 @@ class ScanBlock:
         offset = key_pos - self.matcher.evaluator.query.position[self._rows][rows[row]]
         key_class = self._classes[self._first_key[rows[row]] + key_pos]
         if self.site.query_sequence == self.site.key_sequence:
-            key_class[offset == 0] = SELF
+            query, first = self._rows.start + rows[row], self._first_key[rows[row]]
+            key_class = put_own_classes(key_class, self.matcher.evaluator.query.table, query, first + key_pos)
         return RowPairs(rows, row, cell, offset, key_class, np.zeros(len(row), bool))
 
     @cached_property
@@ -318,13 +326,13 @@ class ScanBlock:
         return is_ordinary[self._first_key[row] + cell - self._row_start[row]]
 
     def ordinary_pairs(self, mask: LayerMask, half: Bool[np.ndarray, "sampled"]) -> OrdinaryPairs:
-        """Return the visible pairs of sampled examples whose tokens are neither sinks nor the same token."""
+        """Return the visible pairs of sampled examples whose tokens are neither sinks nor of the same word."""
         example = self.matcher.evaluator.query.example[self._rows] - self.examples.start
         column = self.column[example]
         is_special = self.matcher.evaluator.query.values("special").data[self._rows]
         rows = np.flatnonzero((column >= 0) & ~is_special)
         pairs = self._of_rows(rows)
-        is_used, visible = self.is_ordinary(pairs) & (pairs.key_class != SELF), self.visible(mask)
+        is_used, visible = self.is_ordinary(pairs) & ~np.isin(pairs.key_class, (SELF, OWN_WORD)), self.visible(mask)
         if visible is not None:
             is_used &= visible[pairs.cell]
         in_half = half[column[rows][pairs.row[is_used]]].astype(np.int64)

@@ -14,10 +14,11 @@ from jaxtyping import Bool, Float, Int, Int64, Num
 
 from ...patterns.regex import matching_texts
 from ...patterns.token_fields import TokenFields
+from ...schema.token_table import TokenTable
 
-FIRST, SPECIAL, PUNCTUATION, OTHER, SELF = range(5)
-"""Classes of keys. The row's own token is a class: a pattern such as ``key.upos == query.upos`` always or never has it."""
-N_CLASSES = 5
+FIRST, SPECIAL, PUNCTUATION, OTHER, SELF, OWN_WORD = range(6)
+"""Classes of keys. The row's own token and the other tokens of its word are two: many patterns always or never have them."""
+N_CLASSES = 6
 _MARKS = r"^[\pP\pS]+$"
 _OFFSET_LIMIT = 8
 _OFFSET_EDGES = np.array([9, 13, 17, 25, 33, 49, 65, 97, 129, 193, 257, 385, 513, 1025, 2049, 4097])
@@ -35,6 +36,21 @@ def key_classes(keys: TokenFields) -> Int64[np.ndarray, "key_token"]:
     classes[keys.values("special").data] = SPECIAL
     classes[keys.position == 0] = FIRST
     return classes
+
+
+def put_own_classes(
+    key_class: Int64[np.ndarray, "pair"],
+    table: TokenTable,
+    query: Int64[np.ndarray, "pair"],
+    key: Int64[np.ndarray, "pair"],
+) -> Int64[np.ndarray, "pair"]:
+    """Return the classes of pairs within one text, with those of the row's own token and its own word.
+
+    `query` and `key` are tokens of the table. Each pair is one of the same example.
+    """
+    word = table.word
+    is_own_word = (word[query] == word[key]) & (word[query] >= 0)
+    return np.where(query == key, SELF, np.where(is_own_word, OWN_WORD, key_class))
 
 
 def offset_bins(offset: Int64[np.ndarray, "pair"]) -> Int64[np.ndarray, "pair"]:

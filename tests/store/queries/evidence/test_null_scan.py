@@ -24,11 +24,13 @@ def is_mark(text):
 
 
 def classes_of(site, key, q):
-    """Return the class of each key for one row: first, special, mark, other, or the row's own token."""
+    """Return the class of each key for one row: first, special, mark, other, or the row's own token or word."""
     result = []
     for k in range(len(key)):
         kind = "first" if k == 0 else "special" if key.special[k] else "mark" if is_mark(key.text[k]) else "other"
-        result.append("self" if k == q and site.query_sequence == site.key_sequence else kind)
+        if site.query_sequence == site.key_sequence:
+            kind = "self" if k == q else "word" if key.word[k] == key.word[q] >= 0 else kind
+        result.append(kind)
     return result
 
 
@@ -112,7 +114,12 @@ def test_the_habit_equals_a_loop(stores, kind):
     for example, layer in itertools.product(range(n), range(site.n_layers)):
         table = tokens[example]
         for q in range(len(table)):
-            seen = [k for k in visible(site, layer, len(table), q) if k not in (0, q) and not table.special[k]]
+            kinds = classes_of(site, table, q)
+            seen = [
+                k
+                for k in visible(site, layer, len(table), q)
+                if k and not table.special[k] and kinds[k] not in ("self", "word")
+            ]
             if table.special[q] or not seen:
                 continue
             weights = maps[example][layer, :, q].astype(float)
@@ -146,15 +153,17 @@ def test_sink_free_shares_and_hits_equal_a_loop(stores, kind):
     site, traced, holds = SITES[kind], stores[kind], CONDITIONS["duplicate_token"]
     shape = site.n_layers, site.n_heads, len(traced.attention[site.name])
     observed, expected, hits = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    for example, q, maps, _, key, matches in slow_rows(traced, site, holds):
+    rows = list(slow_rows(traced, site, holds))
+    never = {"self", "word"} - {classes_of(site, key, q)[k] for _, q, _, _, key, matches in rows for k in matches}
+    assert "self" in never  # a copy of a token is never the token itself
+    for example, q, maps, _, key, matches in rows:
         for layer, head in np.ndindex(shape[:2]):
             seen = visible(site, layer, len(key), q)
             weights = maps[layer, head, q].astype(float)
             if matches & set(seen):
                 hits[layer, head, example] += max(seen, key=lambda k: weights[k]) in matches
-            # a copy of a token is never the token itself
-            is_own = site.query_sequence == site.key_sequence
-            plain = [k for k in seen if k > 0 and not key.special[k] and not (is_own and k == q)]
+            kinds = classes_of(site, key, q)
+            plain = [k for k in seen if k > 0 and not key.special[k] and kinds[k] not in never]
             if set(plain) & matches and weights[plain].sum() > 0:
                 own = [k for k in plain if k in matches]
                 observed[layer, head, example] += weights[own].sum() / weights[plain].sum()
@@ -185,6 +194,31 @@ def test_permuting_labels_has_the_mean_of_the_label_null(stores):
             ]
             total += np.mean(ways, axis=0)
     np.testing.assert_allclose(result[1][:, :, example], total, atol=1e-5)
+
+
+def test_other_tokens_of_the_word_do_not_count_where_they_cannot_match(tmp_path):
+    """A head that looks at the other tokens of its word knows nothing of labels, and is neither above nor below a null."""
+
+    def attention_of(tokens):
+        weights = np.full((1, 1, len(tokens), len(tokens)), 0.01)
+        weights[..., (tokens.word[:, None] == tokens.word) & (tokens.word >= 0)] = 1
+        return weights / weights.sum(axis=-1, keepdims=True)
+
+    trees = [[(-1, "root"), *[(0, "dep")] * 7]] * 12
+    store, _ = write_trees(
+        tmp_path / "store", [trees], attention_of, lambda part: tree_table(part, lambda *_: 3), n_layers=1, n_heads=1
+    )
+    labels = {i: list(np.random.default_rng(i).permutation(list("xxyyzzvv"))) for i in range(12)}
+    store = store.annotate("label", labels, kind="word")
+    text = "key.label == query.label and key.word != query.word"
+    for name, (observed, expected) in scan(
+        Traced(store, {}, {}), store.site(), text, "labels", "matched", "habit", "sink_free"
+    ).items():
+        assert expected.sum() > 0
+        np.testing.assert_allclose(observed, expected, rtol=1e-4, err_msg=name)
+    # A pattern that names the tokens of the word itself is compared with other words.
+    observed, expected = scan(Traced(store, {}, {}), store.site(), "same_word", "labels")["labels"]
+    assert (observed > 5 * expected).all()
 
 
 def test_words_are_compared_as_words(stores):
