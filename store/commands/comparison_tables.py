@@ -206,6 +206,7 @@ def print_pair_correlation(
             "refused": result.pairs.refused,
             "unit": result.units.name,
             "units": correlated.n_units,
+            "heads_below_05": correlated.n_below,
         }
         points = {"head": ".".join(map(str, chosen)), "points": render.records(scatter)}
         print(render.to_json(summary | {"heads": render.records(rows)} | points | {"notes": list(notes)}))
@@ -234,8 +235,8 @@ def print_pair_correlation(
     reasons = "; ".join(f"{n:,} {reason}" for reason, n in left_out.items() if n)
     _say(
         f"Spearman's ρ of the {subject} in a pair and its {column}, over {len(correlated.pair):,} pairs. Left out: "
-        f"{reasons or 'none'}. q: false-discovery rate of a correlation, over all heads. "
-        f"{result.units.describe(correlated.n_units)}",
+        f"{reasons or 'none'}. q: false-discovery rate of a correlation, over all heads; below .05 in "
+        f"{correlated.n_below:,} of {len(frame):,}. {result.units.describe(correlated.n_units)}",
         *notes,
     )
     console.print(f"\nDifference of head {chosen[0]}.{chosen[1]} by {render.printable(column)}:")

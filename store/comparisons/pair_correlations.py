@@ -40,8 +40,13 @@ class PairCorrelation:
         table, _ = heads_table(self.heads, "rho")
         return table.astype({"pairs": np.int64, "units": np.int64})
 
+    @property
+    def n_below(self) -> int:
+        """Number of heads with q < .05."""
+        return int((self.heads["q_value"] < 0.05).sum())
+
     def scatter(self, layer: int, head: int) -> pd.DataFrame:
-        """Return name, number and difference of each pair for a head: pair, value, difference.
+        """Return the pairs of a head: pair, unit, value, difference. `unit` is the number of the sampling unit.
 
         Raises
         ------
@@ -50,7 +55,8 @@ class PairCorrelation:
         """
         difference = self.contrast.of_head(layer, head)[self.pair]
         names = [self.contrast.pairs.names[i] for i in self.contrast.pair_index[self.pair].tolist()]
-        table = pd.DataFrame({"pair": names, "value": self.value, "difference": difference})
+        unit = self.contrast.units.of(self.contrast.pairs.first[self.contrast.pair_index[self.pair]])
+        table = pd.DataFrame({"pair": names, "unit": unit, "value": self.value, "difference": difference})
         return table.take(np.flatnonzero(np.isfinite(difference)).tolist()).reset_index(drop=True)
 
 

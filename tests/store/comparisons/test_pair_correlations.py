@@ -109,6 +109,8 @@ def test_the_command(share_store):
     assert (document["pairs"], document["units"], document["unit"], document["head"]) == (24, 12, "job", "0.1")
     assert document["heads"][0]["rho"] > 0.9
     assert len(document["points"]) == 24
+    assert sorted({point["unit"] for point in document["points"]}) == list(range(12))
+    assert document["heads_below_05"] == sum((row["q_value"] or 1) < 0.05 for row in document["heads"])
     shown = CliRunner().invoke(app, [*arguments, "--top", "2"], catch_exceptions=False).stdout
     assert "Spearman's ρ of the mass of" in shown
     assert "in she minus that in he" in shown
