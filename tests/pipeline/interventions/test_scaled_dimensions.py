@@ -35,9 +35,11 @@ CHANGES = {
     "glm": "pairs:0-1:0",
     "phi": "pair:1:0+7:2",
     "gpt-neox": "pair:0:0+4:-1",
+    "gemma3": "pair:0:0+pairs:2-3:0.25",
+    "modernbert": "pairs:1,3:0",
 }
 """Half-split pairs: Llama, Gemma-2 (soft cap, window). Pairs side by side in a part of the head: GLM. A half-split part:
-Phi and GPT-NeoX. No rotation: BERT."""
+Phi and GPT-NeoX. No rotation: BERT. Layers with a rotation of their own: Gemma-3 and ModernBERT."""
 
 
 def scale_query_weights(model: torch.nn.Module, layer: int, factors: dict[int, float], site: Site) -> None:
@@ -46,12 +48,16 @@ def scale_query_weights(model: torch.nn.Module, layer: int, factors: dict[int, f
     The two dimensions of a rotary pair must have the same factor, so that scaling and rotation commute.
     """
     vector = torch.from_numpy(factor_vector(factors, site.d_head))
-    names = ("q_proj", "query", "query_key_value")
+    names = ("q_proj", "query", "query_key_value", "Wqkv")
     (projection,) = (
         module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and f".{layer}." in name and name.rpartition(".")[2] in names
     )
+    if projection.out_features == 3 * site.n_heads * site.d_head and hasattr(model.config, "local_attention"):
+        with torch.no_grad():
+            projection.weight.view(3, site.n_heads, site.d_head, -1)[0] *= vector[:, None]  # (query, key, value), head
+        return
     fused = 3 if projection.out_features == 3 * site.n_heads * site.d_head else 1  # [head, (query, key, value), d_head]
     with torch.no_grad():
         for parameter in projection.parameters():  # weight, and bias if there is one
@@ -133,7 +139,7 @@ def test_store_and_model_agree_over_100_examples(tmp_path, config, layer, change
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("bert", "no rotary embedding"), ("gemma3", "layers rotate differently")]
+    ("name", "message"), [("bert", "no rotary embedding"), ("smollm3", "Not all of its layers rotate the same pairs")]
 )
 def test_rotary_pairs_are_refused_where_they_are_not_known(model_of, name, message):
     (site,) = find_sites(model_of(name), build_probe(name)).sites

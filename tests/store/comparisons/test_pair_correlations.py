@@ -58,7 +58,7 @@ def share_store(tmp_path_factory):
     }
     path = tmp_path_factory.mktemp("shares") / "store"
     store, _ = write_trees(path, [[CHAIN] * (2 * N_PAIRS)], attention_of, chain_table, columns=columns, n_layers=1)
-    store.annotate("share", {number: share for number, share in enumerate(shares, 2)})
+    store.annotate("share", dict(enumerate(shares, 2)))
     return store.refresh()
 
 
