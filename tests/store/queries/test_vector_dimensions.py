@@ -109,8 +109,8 @@ def test_pairs_that_layers_rotate_at_different_angles_have_no_period(tmp_path):
     assert by_pair.loc[1, "difference"] == pytest.approx(values[1] + values[4])
     assert np.isnan(by_pair.loc[1, "period"])
     assert result.pairs()["difference"].sum() == pytest.approx(result.score_difference)
-    shown = CliRunner().invoke(app, [str(store.path), "key.position < query.position", "--head", "1.2"]).stdout
-    assert "which differs between the layers of this model" in shown
+    shown = run(store.path, "key.position < query.position", "--head", "1.2")
+    assert "which differs between the layers of this model" in " ".join(shown.split())
     with pytest.raises(ValueError, match="names a dimension twice"):
         make_site(rotary=True, rotary_dimensions=((0, 3), (3, 4)))
 
