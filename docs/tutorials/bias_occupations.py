@@ -65,9 +65,9 @@ def main() -> None:
     count = np.bincount(unit)
     first = [int(np.flatnonzero(unit == number)[0]) for number in range(len(count))]
     names = [result["points"][i]["pair"] for i in first]
-    means = [np.bincount(unit, values) / count for values in (women, difference)]
+    women, difference = np.bincount(unit, women) / count, np.bincount(unit, difference) / count
     title = f"Head {result['head']}: attention of the pronoun to the occupation ({len(count)} occupations)"
-    arguments.figure.write_text(scatter(*means, names, title, "she − he"), encoding="utf-8")
+    arguments.figure.write_text(scatter(women, difference, names, title, "she − he"), encoding="utf-8")
 
 
 if __name__ == "__main__":

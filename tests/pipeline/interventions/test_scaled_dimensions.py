@@ -50,6 +50,11 @@ def scale_query_weights(model: torch.nn.Module, layer: int, factors: dict[int, f
     The two dimensions of a rotary pair must have the same factor, so that scaling and rotation commute.
     """
     vector = torch.from_numpy(factor_vector(factors, site.d_head))
+    norms = [module for name, module in model.named_modules() if name.endswith(f"layers.{layer}.self_attn.q_norm")]
+    if norms:  # it follows the projection, and multiplies by 1 + weight (Gemma-3)
+        with torch.no_grad():
+            norms[0].weight.copy_((1 + norms[0].weight) * vector - 1)
+        return
     names = ("q_proj", "query", "query_key_value", "Wqkv")
     (projection,) = (
         module
