@@ -1,16 +1,18 @@
 """The pipeline: it runs models over corpora and writes stores. Only this part imports torch and transformers."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .interventions.head_effects import intervene
+    from .interventions.mediation.mediated_effects import mediate
     from .job.tracing import trace
 
-__all__ = ["intervene", "trace"]
+__all__ = ["intervene", "mediate", "trace"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `trace` or `intervene` on first access, so that importing the package is fast.
+    """Import `trace`, `intervene` or `mediate` on first access, so that importing the package is fast.
 
     Raises
     ------
@@ -22,10 +24,9 @@ def __getattr__(name: str) -> Any:
     from headatlas.store.files.installed_packages import require_extra
 
     require_extra(f"headatlas.pipeline.{name}", "pipeline")
-    if name == "trace":
-        from .job.tracing import trace
-
-        return trace
-    from .interventions.head_effects import intervene
-
-    return intervene
+    modules = {
+        "intervene": ".interventions.head_effects",
+        "mediate": ".interventions.mediation.mediated_effects",
+        "trace": ".job.tracing",
+    }
+    return getattr(import_module(modules[name], __name__), name)

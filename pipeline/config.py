@@ -211,7 +211,7 @@ def load_jobs(name: str | Path, overrides: Sequence[str] = (), out: Path | None 
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-    changes = [_parse_override(text) for text in overrides]
+    changes = [parse_override(text) for text in overrides]
     corpus = document.get("corpus")
     kinds = [value for keys, value in changes if keys == ("corpus", "kind")]
     if kinds and isinstance(corpus, dict) and kinds[-1] != corpus.get("kind"):
@@ -296,7 +296,14 @@ def _resolve_package_path(text: str) -> str:
     return str(find_in_package(text, "corpus.path", is_nested=True).resolve())
 
 
-def _parse_override(text: str) -> tuple[tuple[str, str], Any]:
+def parse_override(text: str) -> tuple[tuple[str, str], Any]:
+    """Parse ``section.key=value`` to the two keys and the value.
+
+    Raises
+    ------
+    ConfigError
+        The text has another form.
+    """
     name, equals, value = text.partition("=")
     keys = tuple(part.strip() for part in name.split("."))
     if not equals or len(keys) != 2 or not all(keys):

@@ -1,10 +1,9 @@
-"""Correlates how the link of a head moves from "he" to "she" with the share of women in the occupation.
+"""Draws how the link of a head moves from "he" to "she", by the share of women in the occupation.
 
-    python docs/tutorials/bias_occupations.py traces/bias images/bias-occupations.svg >occupations.json
+    python docs/tutorials/bias_occupations.py occupations.json images/bias-occupations.svg
 
-The link is the attention of the pronoun to the occupation; its move is that of "she" minus that of "he", mean over the
-pairs of an occupation. Prints Spearman's rank correlation of every head with its 95 % interval and its false-discovery rate
-over all heads, and draws the head with the largest.
+The file is the output of `headatlas contrast --unit occupation --correlate women --json`. Each point is the mean over the
+pairs of an occupation, in the head with the largest correlation. It is labelled with the first of these pairs.
 """
 
 from __future__ import annotations
@@ -15,11 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headatlas.store import open_store
-from headatlas.store.comparisons.example_tests import q_values, rank_correlation
-
-LINK = 'query.role == "pronoun" and key.role == "occupation"'
-
+FIELDS = ("unit", "value", "difference")
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 320, 64, 44, 34, 14
 
 
@@ -60,35 +55,19 @@ def scatter(women: np.ndarray, difference: np.ndarray, names: list[str], title: 
 
 
 def main() -> None:
-    """Read the store, draw the figure, and print the correlations as JSON."""
+    """Draw the figure of the head that the output names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store")
+    parser.add_argument("correlations", type=Path)
     parser.add_argument("figure", type=Path)
     arguments = parser.parse_args()
-    store = open_store(arguments.store)
-    result = store.contrast(LINK, between=("male", "female"))
-    examples = np.searchsorted(store.example_numbers(), result.pairs.first[result.pair_index])
-    columns = {name: store.example_columns()[name].take(examples).to_list() for name in ("occupation", "women")}
-    names, unit = np.unique(np.array(columns["occupation"], str), return_inverse=True)
-    women = np.bincount(unit, np.array(columns["women"], float)) / np.bincount(unit)
-    correlation = rank_correlation(result.difference, np.ones(len(unit)), np.array(columns["women"], float), unit)
-    q_value = q_values(correlation.p_value)
-    layers = result.heads["layer"].to_numpy().tolist()
-    order = np.argsort(-np.abs(np.nan_to_num(correlation.rho)), axis=None)
-    heads = [divmod(int(i), q_value.shape[1]) for i in order]
-    rows = [
-        {
-            "layer": layers[layer], "head": head, "rho": float(correlation.rho[layer, head]),
-            "low": float(correlation.low[layer, head]), "high": float(correlation.high[layer, head]),
-            "q_value": float(q_value[layer, head]),
-        }
-        for layer, head in heads
-    ]  # fmt: skip
-    layer, head = heads[0]
-    difference = np.bincount(unit, result.difference[layer, head]) / np.bincount(unit)
-    title = f"Head {layers[layer]}.{head}: attention of the pronoun to the occupation ({len(names)} occupations)"
-    arguments.figure.write_text(scatter(women, difference, names.tolist(), title, "she − he"), encoding="utf-8")
-    print(json.dumps({"occupations": len(names), "heads": rows, "n_below": int((q_value < 0.05).sum())}))
+    result = json.loads(arguments.correlations.read_text(encoding="utf-8"))
+    unit, women, difference = (np.array([point[name] for point in result["points"]]) for name in FIELDS)
+    count = np.bincount(unit)
+    first = [int(np.flatnonzero(unit == number)[0]) for number in range(len(count))]
+    names = [result["points"][i]["pair"] for i in first]
+    women, difference = np.bincount(unit, women) / count, np.bincount(unit, difference) / count
+    title = f"Head {result['head']}: attention of the pronoun to the occupation ({len(count)} occupations)"
+    arguments.figure.write_text(scatter(women, difference, names, title, "she − he"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Writes the texts of the tutorial on relevant heads, as JSON lines.
+"""Writes the texts of the tutorial on relevant heads, as JSON lines or as CoNLL-U.
 
     python docs/tutorials/relevant_texts.py copies >copies.jsonl       # random words, and the beginning of their copy
     python docs/tutorials/relevant_texts.py acronyms >acronyms.jsonl   # sentences that introduce an acronym
+    python docs/tutorials/relevant_texts.py relations >relations.conllu  # sentences with a subject before its verb
     python docs/tutorials/relevant_texts.py names >names.jsonl         # passages with a pronoun and two names
     python docs/tutorials/relevant_texts.py pairs >pairs.jsonl         # premises with their hypotheses
 
-Acronyms, names and pairs come from the folder HEADATLAS_DATA (acronyms; GAP; ConjNLI and MED). If it lacks them, a few
+Acronyms, names, pairs and relations come from the folder HEADATLAS_DATA (acronyms; GAP; ConjNLI and MED; UD English EWT). If it lacks them, a few
 sentences of the same form are written from the words of configs/demo.grammar.
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 
 DATA = Path(os.environ.get("HEADATLAS_DATA", "../shared/data"))
 N_TEXTS = 20
+N_SENTENCES = 40
 N_WORDS, N_COPIED, N_NEXT = 20, 6, 8
 """Random words of a text, words of their copy that the text shows, and words after these that the model predicts."""
 
@@ -61,7 +63,7 @@ def acronyms() -> Iterator[dict[str, Any]]:
         kinds = zip(grammar_words("Company"), grammar_words("Institution"), strict=False)
         names = [f"{company} {institution.title()}" for company, institution in kinds]
         texts = [f"The {name} ({''.join(w[0] for w in name.split())}) opened an office in Oslo." for name in names]
-    for number, text in enumerate(sorted(texts, key=len)):
+    for number, text in enumerate(sorted(dict.fromkeys(texts), key=len)[:N_TEXTS]):
         yield {"id": f"acronym-{number}", "text": text}
 
 
@@ -121,14 +123,54 @@ def pairs() -> Iterator[dict[str, Any]]:
             yield {"id": f"{corpus}-{number}", **record, "corpus": corpus}
 
 
+def relations() -> Iterator[str]:
+    """Yield sentences of 8 to 16 words with a subject before its verb, as CoNLL-U."""
+    path = DATA / "ud-english-ewt/en_ewt-ud-dev.conllu"
+    blocks = path.read_text(encoding="utf-8").split("\n\n") if path.is_file() else grammar_sentences()
+    n_sentences = 0
+    for block in blocks:
+        words = [line.split("\t") for line in block.splitlines() if re.match(r"\d+\t", line)]
+        if 8 <= len(words) <= 16 and any(w[7] == "nsubj" and int(w[0]) < int(w[6]) for w in words):
+            yield block + "\n"
+            n_sentences += 1
+        if n_sentences == N_SENTENCES:
+            return
+
+
+def grammar_sentences() -> Iterator[str]:
+    """Yield the sentences of the demo's grammar as CoNLL-U."""
+    from headatlas.pipeline.config import load_config
+    from headatlas.pipeline.tokens.corpus_encoding import open_corpus
+
+    for example in open_corpus(load_config("demo").corpus).examples:
+        columns = example.word_columns
+        lines = [f"# sent_id = {example.id}"]
+        for i, word in enumerate(example.words):
+            governor = int(str(columns["head"][i])) + 1
+            form = example.text[word.char_start : word.char_end]
+            fields = [
+                str(i + 1),
+                form,
+                "_",
+                str(columns["upos"][i]),
+                "_",
+                "_",
+                str(governor),
+                str(columns["deprel"][i]),
+            ]
+            lines.append("\t".join([*fields, "_", "_"]))
+        yield "\n".join(lines)
+
+
 def main() -> None:
     """Print the records that the command line names."""
     kinds: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "copies": copies, "acronyms": acronyms, "names": names, "pairs": pairs,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=list(kinds))
-    texts = [json.dumps(record) for record in kinds[parser.parse_args().kind]()]
+    parser.add_argument("kind", choices=[*kinds, "relations"])
+    kind = parser.parse_args().kind
+    texts = [*relations()] if kind == "relations" else [json.dumps(record) for record in kinds[kind]()]
     print("\n".join(texts))
     print(f"{len(texts)} texts", file=sys.stderr)
 

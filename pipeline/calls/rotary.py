@@ -3,8 +3,8 @@
 transformers rotates query and key with a function of the model's own module, `apply_rotary_pos_emb`. During the probe
 this module records the inputs and results of that function, and the query that reaches attention. It reads the angles
 from cosine and sine. They count only if rotating the input by them gives the result, with the same angles in every
-layer. In every other case (complex numbers, two-dimensional positions, layers without a rotation or with another base)
-the frequency is reported as unknown.
+layer. If layers rotate the same pairs at different angles (Gemma-3, ModernBERT), only the pairs are reported. In every
+other case (complex numbers, two-dimensional positions, layers without a rotation) both are unknown.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from headatlas.store.schema.head_dimensions import frequency_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,18 +64,27 @@ def recording_rotations(model: PreTrainedModel) -> Iterator[RotaryCalls]:
             setattr(module, _FUNCTION, original)
 
 
-def rotary_frequency(rotations: RotaryCalls, calls: Sequence[AttentionCall]) -> tuple[float, ...]:
-    """Return the angle per token, in radians, of each dimension of a head.
+@dataclass(frozen=True)
+class Rotation:
+    """The rotation of the heads of a site, as far as it is known."""
 
-    A dimension that does not rotate has 0. The result is empty if the frequency is unknown. `calls` are the attention
-    calls that may have rotated queries, in the order of `rotations`.
-    """
+    frequency: tuple[float, ...] = ()
+    """Angle per token, in radians, of each dimension; 0 for no rotation. Empty if unknown, or if layers differ."""
+    dimensions: tuple[tuple[int, int], ...] = ()
+    """The dimensions of each pair, the fastest first, if layers rotate the same pairs at different angles."""
+
+
+def find_rotation(rotations: RotaryCalls, calls: Sequence[AttentionCall]) -> Rotation:
+    """Return the rotation that all layers share. `calls` may have rotated queries, in the order of `rotations`."""
     if not calls or len(rotations.calls) != len(calls):
-        return ()
+        return Rotation()
     frequencies = {
         _call_frequency(*rotation, call.query) for rotation, call in zip(rotations.calls, calls, strict=True)
     }
-    return frequencies.pop() if len(frequencies) == 1 else ()
+    if len(frequencies) == 1:
+        return Rotation(frequencies.pop())
+    pairs = {frequency_pairs(frequency) for frequency in frequencies}
+    return Rotation(dimensions=pairs.pop()) if len(pairs) == 1 else Rotation()
 
 
 def _call_frequency(before: Tensor, cosine: Tensor, sine: Tensor, after: Tensor, query: Tensor) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ from headatlas.store.schema.traces import CaptureMode, Site, SiteName
 from ..calls.attention_hook import AttentionCall, capturing
 from ..calls.lazy_mask import masks_as_functions
 from ..calls.mask_rules import probed_mask, visible_keys
-from ..calls.rotary import recording_rotations, rotary_frequency
+from ..calls.rotary import Rotation, find_rotation, recording_rotations
 from ..calls.score_terms import find_parts, has_bias
 from ..models.attention_implementation import SUPPORTED
 from .attention_modules import AttentionWatch, layer_number
@@ -160,9 +160,9 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     # A decoder with encoder states as input also has two sequences, even if is_encoder_decoder is not set.
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False)) or "cross" in by_site
     rotated_calls = [call for name, call in zip(names, recorder.calls, strict=True) if name != "cross"]
-    frequency = rotary_frequency(rotation, rotated_calls)
+    shared = find_rotation(rotation, rotated_calls)
     sites = [
-        _site(name, by_site[name], numbers[name], rotary, () if name == "cross" else frequency, two_sided)
+        _site(name, by_site[name], numbers[name], rotary, Rotation() if name == "cross" else shared, two_sided)
         for name in order
     ]
     described = (
@@ -323,7 +323,7 @@ def _site(
     calls: list[AttentionCall],
     layers: tuple[int, ...],
     rotary: bool,
-    frequency: tuple[float, ...],
+    rotation: Rotation,
     two_sided: bool,
 ) -> Site:
     head_counts = {call.query.shape[1] for call in calls}
@@ -349,7 +349,8 @@ def _site(
         softcap=tuple(call.softcap for call in calls),
         window=tuple(call.window for call in calls),
         rotary=rotary,
-        rotary_frequency=frequency,
+        rotary_frequency=rotation.frequency,
+        rotary_dimensions=rotation.dimensions,
         has_sinks=any(call.sinks is not None for call in calls),
         has_position_bias=any(has_bias(call) for call in calls),
         score_parts=find_parts(calls),

@@ -11,7 +11,7 @@ import typer
 
 from headatlas.store.commands.options import AsCsv, AsJson, SiteName, Top
 
-from .run import ConfigArgument, MaxOption, SampleOption, SetOption, load
+from .run import MaxOption, SampleOption, SetOption, with_selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,13 +22,21 @@ if TYPE_CHECKING:
     from ..progress import Event
 
 app = typer.Typer(rich_markup_mode="rich")
+JobArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB|STORE",
+        help="A job file, the name of a shipped one (bias, demo, prose, relevant, smollm2), or a store.",
+        show_default=False,
+    ),
+]
 N_LISTED = 10
 """Number of examples and tokens that are listed for each intervention."""
 
 
 @app.command(rich_help_panel="Pipeline")
 def intervene(
-    config: ConfigArgument,
+    job_or_store: JobArgument,
     action: Annotated[
         str,
         typer.Option(
@@ -112,7 +120,9 @@ def intervene(
     keep: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Add the effects to the job's store as a statistic of this name.", show_default=False
+            metavar="NAME",
+            help="Add the effects to the store, or to that of the job, as a statistic of this name.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[
@@ -145,23 +155,20 @@ def intervene(
     """Change heads of a running model over a corpus, and measure what that does to its predictions.
 
     Each effect stands beside the same change of the 20 other heads that are nearest in output norm. A head matters if
-    its effect is unlike theirs.
+    its effect is unlike theirs. With a store the model runs over the examples that it holds. It must be the model that the
+    store was made with.
 
     Example: [bold]headatlas intervene smollm2 --heads 5.8,10.1 --do mean --max-examples 200[/bold]
     """
     from headatlas.store.commands.printing import first_rows, print_csv
-    from headatlas.store.errors import ConfigError
 
     from ..interventions.head_effects import intervene, plan_intervention
     from ..interventions.kept_effects import check_out, write_table
     from ..interventions.request import Request
+    from ..interventions.subjects.stored_job import open_job
     from ..progress import Stage
 
-    (job, *others) = load(config, None, changes, max_examples=max_examples, sample=sample)
-    if others:
-        raise ConfigError(
-            f"{config} names {len(others) + 1} models; expected one. Remove the others from the job file."
-        )
+    job = open_job(job_or_store, with_selection(changes, max_examples=max_examples, sample=sample))
     request = Request(
         action=action, heads=heads, kv_groups=kv_groups, together=together, rows=rows, edges=edges, measure=measure,
         candidates=tuple(name.strip() for name in (candidates or "").split(",") if name.strip()),

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from headatlas.store.commands.options import AsCsv, AsJson, Top
 
-from .intervene import display
-from .run import ConfigArgument, MaxOption, SampleOption, SetOption, load
+from .intervene import JobArgument, display
+from .run import MaxOption, SampleOption, SetOption, with_selection
 
 if TYPE_CHECKING:
-    from ..interventions.mediation.mediated_effects import Mediation
+    from ..interventions.mediation.mediation_result import Mediation
 
 app = typer.Typer(rich_markup_mode="rich")
 
 
 @app.command(rich_help_panel="Pipeline")
 def mediate(
-    config: ConfigArgument,
+    job_or_store: JobArgument,
     pair: Annotated[str, typer.Option(metavar="COLUMN", help="Column that both texts of a pair share.")] = "pair",
     variant: Annotated[
         str, typer.Option(metavar="COLUMN", help="Column that distinguishes the texts of a pair.")
@@ -71,6 +71,18 @@ def mediate(
             show_default=False,
         ),
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Add the effects of heads to the store as the statistics NAME_indirect and NAME_direct.",
+            show_default=False,
+        ),
+    ] = None,
+    table: Annotated[
+        Literal["heads", "layers"],
+        typer.Option(help="Table of --csv: effects of heads, or of all heads of each layer together."),
+    ] = "heads",
     figure: Annotated[
         Path | None,
         typer.Option(
@@ -92,8 +104,11 @@ def mediate(
     effect of a head is the change if only its attention is that of the other text. The direct effect is the change
     that remains if its attention stays.
 
+    With a store the model runs over the examples that it holds. It must be the model that the store was made with.
+
     Example: [bold]headatlas mediate bias --between female male --estimate[/bold]
     """
+    from headatlas.store.commands.printing import print_csv
     from headatlas.store.errors import ConfigError
 
     from ..interventions.kept_effects import check_out, write_table
@@ -101,12 +116,9 @@ def mediate(
     from ..interventions.mediation.effects_map import effects_map
     from ..interventions.mediation.mediated_effects import MediationRequest
     from ..interventions.mediation.mediated_effects import mediate as run
+    from ..interventions.subjects.stored_job import open_job
 
-    (job, *others) = load(config, None, changes, max_examples=max_examples, sample=sample)
-    if others:
-        raise ConfigError(
-            f"{config} names {len(others) + 1} models; expected one. Remove the others from the job file."
-        )
+    job = open_job(job_or_store, with_selection(changes, max_examples=max_examples, sample=sample))
     columns = [name.strip() for name in continuations.split(",")]
     if len(columns) != 2 or not all(columns):
         raise ConfigError(f"--continuations is {continuations!r}; expected two columns, such as first,second")
@@ -117,13 +129,17 @@ def mediate(
     if out is not None:
         check_out(out)
     with display(quiet, after_interrupt="nothing was written") as receivers:
-        result = run(job, request, *receivers)
+        say, show_progress = receivers
+        result = run(job, request, keep=keep, on_event=say, on_progress=show_progress)
     if result is None:
         return
     if out is not None:
         write_table(result.effects_table(), out)
     if figure is not None:
         figure.write_text(effects_map(result), encoding="utf-8")
+    if as_csv and table == "layers":
+        print_csv(result.layers_table(), result.remarks())
+        return
     _print(result, top, as_csv=as_csv, as_json=as_json)
 
 
@@ -131,12 +147,22 @@ def _print(result: Mediation, top: int | None, *, as_csv: bool, as_json: bool) -
     from headatlas.store.commands import tables as render
     from headatlas.store.commands.printing import first_rows, output_console, print_csv, print_table
 
+    from ..interventions.mediation.mediation_result import MeanEffect
+
     rows = first_rows(result.table(), top, all_rows=as_csv or as_json)
     if as_csv:
         print_csv(rows, result.remarks())
         return
     if as_json:
-        print(render.to_json({"mediation": _summary(result), "heads": render.records(rows)}))
+        print(
+            render.to_json(
+                {
+                    "mediation": _summary(result),
+                    "heads": render.records(rows),
+                    "layers": render.records(result.layers_table()),
+                }
+            )
+        )
         return
     console = output_console()
     columns = [("indirect", "right"), ("95 %", "right"), ("direct", "right"), ("95 %", "right"), ("controls", "right")]
@@ -147,6 +173,11 @@ def _print(result: Mediation, top: int | None, *, as_csv: bool, as_json: bool) -
     ):
         cells = [_cells(result.mean(effects)) if effects is not None else ("", "") for effects in (indirect, direct)]
         text.add_row(name, *cells[0], *cells[1], "", "", "")
+    for row in result.layers_table().to_dict("records"):
+        means = [
+            _cells(MeanEffect(row[name], row[f"{name}_low"], row[f"{name}_high"])) for name in ("indirect", "direct")
+        ]
+        text.add_row(f"layer {row['layer']}", *means[0], *means[1], "", "", "")
     for row in rows.to_dict("records"):
         text.add_row(
             f"{'~' if row['estimated'] else ''}{row['layer']}.{row['head']}",

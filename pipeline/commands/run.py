@@ -183,11 +183,13 @@ def load(config: str, out: Path | None, changes: list[str] | None, **corpus_opti
     """Read the jobs of a file, with settings changed on the command line."""
     from ..config import load_jobs
 
-    overrides = list(changes or ())
-    for name, value in corpus_options.items():
-        if value is not None:
-            overrides.append(f"corpus.{name}={value}")
-    return load_jobs(config, overrides, out)
+    return load_jobs(config, with_selection(changes, **corpus_options), out)
+
+
+def with_selection(changes: list[str] | None, **corpus_options: int | None) -> list[str]:
+    """Return the settings of ``--set`` with those of options that select examples."""
+    selection = [f"corpus.{name}={value}" for name, value in corpus_options.items() if value is not None]
+    return [*(changes or ()), *selection]
 
 
 def _print_json(results: list[dict[str, Any]]) -> None:

@@ -19,16 +19,17 @@ import pandas as pd
 from jaxtyping import Float64
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.store import Store
 
-from ..config import JobConfig, load_config
 from ..progress import Event, Stage, format_seconds, plural
 from .actions import Action, Edit, Mean, Variant
 from .controls import Heads, control_sets, group_controls, weigh
 from .intervention import N_EXACT, Intervention
-from .kept_effects import check_effects, check_store, keep_effects
+from .kept_effects import check_kept, check_names, keep_effects
 from .passes import OnBatch
 from .request import Request, key_groups, parse_targets
 from .subject import Subject, open_subject
+from .subjects.stored_job import InterventionJob, open_job
 from .sweep_results import SweepResults, UnfinishedSweep
 
 _IDENTITY = ("action", "edges", "rows", "measure", "candidates", "label", "pair", "seed")
@@ -81,56 +82,64 @@ class SweepPlan:
 
 
 def intervene(
-    job: JobConfig | str | Path,
+    job: InterventionJob | Store | str | Path,
     request: Request | None = None,
     *,
+    overrides: Sequence[str] = (),
     keep: str | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     **fields: Any,
 ) -> Intervention:
-    """Change heads of a running model over the corpus of a job, and measure what that does to its predictions.
+    """Change heads of a running model over a corpus, and measure what that does to its predictions.
 
-    The model runs with the output head that it was saved with. Nothing is written but an unfinished sweep: if the run is
+    The model runs with the output head that it was saved with. With a store its examples are those that the store holds,
+    and the model must be the one that the store was made with. Nothing is written but an unfinished sweep: if the run is
     interrupted, the same call goes on.
 
     Parameters
     ----------
     job
-        A job, its file, or the name of a shipped one.
+        A job, its file, or the name of a shipped one; or a store or its location.
     request, fields
         What is done, or the fields of a `Request`: ``intervene("demo", heads="2.4", action="mean")``.
+    overrides
+        Settings as for ``--set``, such as ``["model.source=FOLDER"]`` for the model of a store.
     keep
-        Name of a statistic that is added to the job's store.
+        Name of a statistic that is added to the store, or to that of the job.
     on_progress
         Called with the number of passes of one example that are done, and their total.
 
     Raises
     ------
     ConfigError
-        Model, corpus or store cannot be read, or the request is wrong.
+        Model, corpus or store cannot be read, the model is not that of the store, or the request is wrong.
     UnsupportedModelError
         The heads of the model cannot be changed as requested.
     """
-    config = job if isinstance(job, JobConfig) else load_config(job)
+    job = open_job(job, overrides)
     request = _request(request, fields)
     if keep is not None:
-        check_store(config, keep)
-    subject = open_subject(config, request, on_event)
+        check_names(job, [keep])
+        if request.together:
+            raise ConfigError(
+                "a store keeps effects of single heads; leave --together out, or write them to a file with --out"
+            )
+    subject = open_subject(job, request, on_event)
     if keep is not None:
-        check_effects(config, keep, request, subject)
+        check_kept(job, subject.loaded, [example.example.id for example in subject.examples])
     progress = Progress(on_progress)
     plan = plan_sweep(subject, request, progress, on_event)
     on_event(Stage(str(plan)))
     with run_sweep(subject, request, plan, progress, on_event) as (results, agreement):
         result = weigh_sweep(subject, request, plan, results, agreement)
         if keep is not None:
-            keep_effects(result, config, keep)
+            keep_effects(result, job, keep)
     return result
 
 
 def plan_intervention(
-    config: JobConfig, request: Request, on_event: Callable[[Event], None] = lambda event: None
+    job: InterventionJob, request: Request, on_event: Callable[[Event], None] = lambda event: None
 ) -> SweepPlan:
     """Return the plan of `intervene`. The model runs once over the corpus, for the norms of the heads and the time.
 
@@ -139,7 +148,7 @@ def plan_intervention(
     ConfigError, UnsupportedModelError
         For the reasons of `intervene`.
     """
-    return plan_sweep(open_subject(config, request, on_event), request, on_event=on_event)
+    return plan_sweep(open_subject(job, request, on_event), request, on_event=on_event)
 
 
 def _request(request: Request | None, fields: dict[str, Any]) -> Request:

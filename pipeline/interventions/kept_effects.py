@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.installed_packages import installed_version
@@ -15,73 +17,86 @@ from headatlas.store.store import Store, open_store
 
 from .intervention import Intervention
 from .request import Request
+from .subjects.stored_examples import check_store
+from .subjects.stored_job import InterventionJob, StoredJob
 
 if TYPE_CHECKING:
-    from ..config import JobConfig
-    from .subject import Subject
+    from ..models.sources import LoadedModel
 
 
-def check_store(job: JobConfig, name: str) -> Store:
-    """Open the store of a job and check that it can take a statistic of this name.
+def check_names(job: InterventionJob, names: Sequence[str]) -> Store:
+    """Open the store of a job and check that it can take statistics of these names.
 
     Raises
     ------
     ConfigError
-        The job has no store yet, or the name is taken.
+        The job has no store yet, the store is a URL, or a name is taken.
     """
-    path = job.store.path
-    if path is None or not path.is_dir():
-        raise ConfigError(
-            f"the job has no store at {path}; run it first, or name its store with --set store.path=STORE"
-        )
-    store = open_store(path)
-    if name in store.statistic_names():
-        raise ConfigError(f"{store.location} has a statistic {name!r} already; choose another name for --keep")
+    if isinstance(job, StoredJob):
+        store = job.store.refresh()
+        store.path  # noqa: B018  # raises an error for a URL
+    else:
+        path = job.store.path
+        if path is None or not path.is_dir():
+            raise ConfigError(
+                f"the job has no store at {path}; run it first, or name its store with --set store.path=STORE"
+            )
+        store = open_store(path)
+    for name in names:
+        if name in store.statistic_names():
+            raise ConfigError(f"{store.location} has a statistic {name!r} already; choose another name for --keep")
     return store
 
 
-def check_effects(job: JobConfig, name: str, request: Request, subject: Subject) -> None:
-    """Check that the store of a job can take the effects that a request measures, before it is run.
+def check_kept(job: InterventionJob, loaded: LoadedModel, example_ids: Sequence[str]) -> None:
+    """Check that effects of a model on some examples belong into the store of a job, before they are measured.
 
     Raises
     ------
     ConfigError
-        The store is of another model, has none of the examples, or heads are changed together.
+        The store is of another model, or has none of the examples.
     """
-    store = check_store(job, name)
-    if request.together:
-        raise ConfigError(
-            "a store keeps effects of single heads; leave --together out, or write them to a file with --out"
-        )
-    stored, model = store.manifest.provenance.get("model") or {}, subject.loaded.identity.to_dict()
-    if any(stored.get(entry) != model[entry] for entry in ("files", "model_type")):  # heads differ in architecture
-        raise ConfigError(
-            f"{store.location} was made with another model ({stored.get('name')}) than the intervention "
-            f"({model['name']}); name the store of this model with --set store.path=STORE"
-        )
-    if not {example.example.id for example in subject.examples} & set(store.example_ids()):
+    store = check_names(job, ())
+    check_store(store, loaded, with_tokens=False)  # heads differ in architecture and weights
+    if not set(example_ids) & set(store.example_ids()):
         raise ConfigError(f"{store.location} has none of the examples of this intervention; check corpus.path")
 
 
-def keep_effects(result: Intervention, job: JobConfig, name: str) -> None:
-    """Add effects that `check_effects` accepts to the store of a job, example by example."""
-    store = check_store(job, name)
-    position = {example_id: i for i, example_id in enumerate(result.example_ids)}
+def keep_values(
+    job: InterventionJob,
+    name: str,
+    values: Float[np.ndarray, "layer head example"],
+    example_ids: Sequence[str],
+    *,
+    site: str,
+    unit: str,
+    description: str,
+) -> None:
+    """Add effects that `check_kept` accepts to the store of a job as a statistic. Other examples have no value."""
+    store = check_names(job, [name])
+    position = {example_id: i for i, example_id in enumerate(example_ids)}
     rows = np.array([position.get(example_id, -1) for example_id in store.example_ids()])
-    values = np.where(rows >= 0, result.head_effects()[..., rows], np.nan).astype(np.float32)
+    of_store = np.where(rows >= 0, values[..., rows], np.nan).astype(np.float32)
+    store.add_statistic(name, of_store, site=site, unit=unit, description=description)
+
+
+def keep_effects(result: Intervention, job: InterventionJob, name: str) -> None:
+    """Add the effects of an intervention to the store of a job, example by example."""
     kind = "estimated from gradients" if result.request.estimate else "measured"
     request = {
         name: value
         for name, value in result.summary()["request"].items()
         if value != Request.__dataclass_fields__[name].default
     }
-    store.add_statistic(
+    command = f"headatlas {installed_version('headatlas')} intervene {json.dumps(request)}"
+    keep_values(
+        job,
         name,
-        values,
+        result.head_effects(),
+        result.example_ids,
         site=result.site.name,
         unit=result.meaning.rpartition(", ")[2] if ", " in result.meaning else "",
-        description=f"{result.action}: {result.meaning}, {kind}; headatlas {installed_version('headatlas')} intervene {json.dumps(request)}; "
-        f"{result.model['name']} over {result.corpus}",
+        description=f"{result.action}: {result.meaning}, {kind}; {command}; {result.model['name']} over {result.corpus}",
     )
 
 

@@ -25,6 +25,7 @@ from ..tokens.model_inputs import InputBuilder, ModelInputs
 from .actions import N_CLASSES, BatchContext, HeadCall, PositionClass, Recording, Variant
 from .editor import Editor, LayerIndex, Recorder
 from .measures.measure import Measure
+from .measures.predicted_rows import predicting
 from .prefix import Prefix
 from .sweep_results import SweepResults
 
@@ -265,7 +266,7 @@ class Passes:
         if self.eager is not None:
             assert not isinstance(receiver, Prefix), "passes of eager models are whole"
             return self.eager.run(self.model, inputs.arguments, receiver, **self.measure.options)
-        with capturing(self.model, receiver):
+        with capturing(self.model, receiver), predicting(self.model, self.measure.predicts(inputs)):
             return run_model(self.model, inputs.arguments, **self.measure.options)
 
     def _effects(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from headatlas.store.errors import ConfigError, NotFoundError, UnsupportedModelError
 from headatlas.store.queries.evidence.sampling_units import EXAMPLE, default_unit
-from headatlas.store.schema.head_dimensions import parse_factors
+from headatlas.store.schema.head_dimensions import MAX_FACTOR, parse_factors
 from headatlas.store.schema.traces import Site
 
 from ..corpora.examples import EncodedExample
@@ -162,7 +162,11 @@ def parse_heads(text: str, site: Site, *, together: bool) -> list[Heads]:
         The site has no such head.
     """
     path = Path(text)
-    names = _read_heads(path) if path.suffix == ".json" else [name.strip() for name in text.split(",") if name.strip()]
+    names = (
+        _read_heads(path, site)
+        if path.suffix == ".json"
+        else [name.strip() for name in text.split(",") if name.strip()]
+    )
     if not names:
         raise ConfigError(f"{text} names no head; expected heads such as 3.1,5.8, or a JSON file with them")
     heads = [_find_head(name, site) for name in names]
@@ -171,19 +175,36 @@ def parse_heads(text: str, site: Site, *, together: bool) -> list[Heads]:
     return [tuple(sorted(heads))] if together else [(head,) for head in heads]
 
 
-def _read_heads(path: Path) -> list[str]:
-    """Read the names of heads from a JSON file."""
+def _read_heads(path: Path, site: Site) -> list[str]:
+    """Read the names of heads from a JSON file, and check that they are those of the site if the file names one."""
     try:
         with path.open("rb") as file:
             content = json.loads(file.read(MAX_FILE_BYTES))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f'{path} is not JSON: {error}; expected a list of heads such as ["3.1", "5.8"]') from error
     rows = content.get("heads") if isinstance(content, dict) else content
     if not isinstance(rows, list):
         raise ConfigError(f'{path} has no list of heads; expected ["3.1", "5.8"], or the output of search --json')
-    return [f"{row.get('layer')}.{row.get('head')}" if isinstance(row, dict) else str(row) for row in rows]
+    if isinstance(content, dict):
+        parts = [content, *(part for part in content.values() if isinstance(part, dict))]
+        name = next((part["site"] for part in parts if isinstance(part.get("site"), str)), site.name)
+        if name != site.name:
+            raise ConfigError(
+                f"{path} has heads of the site {name}, and the intervention is at {site.name}; add --site {name}"
+            )
+    names: list[str] = []
+    for row in rows:
+        if isinstance(row, dict) and "layer" in row and "head" in row:
+            names.append(f"{row['layer']}.{row['head']}")
+        elif isinstance(row, str):
+            names.append(row)
+        else:  # the number 5.10 would be head 5.1
+            raise ConfigError(
+                f'{path} has the head {str(row)[:40]}; expected text such as "5.10", or "layer" and "head"'
+            )
+    return names
 
 
 def _find_head(name: str, site: Site) -> tuple[int, int]:
@@ -230,7 +251,7 @@ def parse_action(request: Request, site: Site) -> Action:
     }  # fmt: skip
     if request.edges is not None:
         if name in ("zero", "scale") and re.fullmatch(_NUMBER if name == "scale" else "", argument):
-            return ScaleEdges(float(argument or 0))
+            return ScaleEdges(_factor(argument or "0"))
         if request.action in ("uniform", "block"):
             return UniformEdges() if name == "uniform" else Block()
         raise ConfigError(
@@ -244,10 +265,16 @@ def parse_action(request: Request, site: Site) -> Action:
         if name == "block":
             raise ConfigError("block needs the edges; add --edges PATTERN, such as --edges 'key.id == query.id'")
     if name == "scale" and re.fullmatch(_NUMBER, argument):
-        return Scale(float(argument))
+        return Scale(_factor(argument))
     if name == "dimensions" and argument:
         return ScaleDimensions(parse_factors(argument, site))
     raise ConfigError(f"the action is {request.action!r}; expected {', '.join(ACTIONS)}")
+
+
+def _factor(text: str) -> float:
+    if not abs(factor := float(text)) <= MAX_FACTOR:
+        raise ConfigError(f"the factor is {text[:40]}; expected -{MAX_FACTOR:g} to {MAX_FACTOR:g}")
+    return factor
 
 
 def parse_measure(
@@ -267,6 +294,11 @@ def parse_measure(
         return default_measure(model, tokenizer), rows
     if name not in MEASURES:
         raise ConfigError(f"the measure is {name!r}; expected {', '.join(MEASURES)}")
+    for option, value in (("candidates", request.candidates), ("label", request.label)):
+        if value and name != option:
+            raise ConfigError(
+                f"--{option} belongs to the measure {option}, and the measure is {name}; leave one of them out"
+            )
     is_masked = "MaskedLM" in kind or "PreTraining" in kind
     has_words = model.get_output_embeddings() is not None
     has_head = has_words or model.base_model is not model  # T5 with a language-model head is its own base model
@@ -290,7 +322,8 @@ def parse_measure(
     if name == "label":
         labels = {str(label): int(i) for i, label in (model.config.id2label or {}).items()}
         if request.label not in labels:
-            raise ConfigError(f"the label is {request.label!r}; the classifier has {', '.join(map(repr, labels))}")
+            names = ", ".join(map(repr, labels))
+            raise ConfigError(f"the label is {request.label!r}; name one that the classifier has with --label: {names}")
         return LabelLogit(labels[request.label]), rows
     if name == "masked-loss":
         return MaskedLoss(mask_id_of(tokenizer), request.seed), rows

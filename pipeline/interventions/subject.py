@@ -24,18 +24,18 @@ from ..capture.eager import find_sites
 from ..capture.eager_outputs import EagerOutputs, find_eager_outputs
 from ..checks.batch_check import check_batches
 from ..corpora.examples import EncodedExample
-from ..progress import Event, Stage
-from ..tokens.corpus_encoding import encode_corpus, open_corpus
+from ..progress import Event
 from ..tokens.model_inputs import InputBuilder
 from ..tokens.segment_tables import segment_tables
 from .actions import Action
 from .passes import Passes
 from .request import DONOR_ACTIONS, Request, check_eager_request, parse_action, parse_measure, unit_of
+from .subjects.material import open_material
 
 if TYPE_CHECKING:
     from ..capture.sites import ModelSites
-    from ..config import JobConfig
     from ..models.sources import LoadedModel
+    from .subjects.stored_job import InterventionJob
 
 _NO_TRACES = Keep(attention=None, query_key=None, edges=None, statistics=False)
 Edges = Callable[[int], Bool[np.ndarray, "query key"]]
@@ -59,7 +59,7 @@ class Subject:
     """Reason why an example has no effect, by its index."""
     n_not_encoded: int
     corpus: str
-    """Path of the corpus."""
+    """Path of the corpus or of the store."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -90,9 +90,9 @@ class Subject:
 
 
 def open_subject(
-    config: JobConfig, request: Request, on_event: Callable[[Event], None] = lambda event: None
+    job: InterventionJob, request: Request, on_event: Callable[[Event], None] = lambda event: None
 ) -> Subject:
-    """Load the model of a job with the output head that it was saved with, and encode the corpus.
+    """Load the model of a job with the output head that it was saved with, and read its examples.
 
     Raises
     ------
@@ -101,18 +101,8 @@ def open_subject(
     UnsupportedModelError
         The heads of the model cannot be changed as requested.
     """
-    import torch
-
-    from ..models.sources import load_configured
-
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-    on_event(Stage(f"reading model {config.model.source}"))
-    loaded = load_configured(config.model, saved_head=True, images=config.corpus.kind == "images")
-    encoded, skipped = encode_corpus(config.encoding, loaded, open_corpus(config.corpus, on_event), on_event)
-    examples = [example for i, example in enumerate(encoded) if i not in skipped]
-    if not examples:
-        raise ConfigError(f"no example of {config.corpus.path} can be encoded; see headatlas plan")
+    material = open_material(job, on_event)
+    loaded, examples = material.loaded, material.examples
     builder = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     sites = find_sites(loaded.model, builder.build_probe(examples[0]))
     site = sites.sites[0]
@@ -124,12 +114,12 @@ def open_subject(
     action = parse_action(request, site)
     names = dict.fromkeys(name for example in examples for name in example.example.columns)
     columns = {name: [example.example.columns.get(name) for example in examples] for name in names}
-    unit = unit_of(columns, request.unit or config.corpus.sampling_unit)
+    unit = unit_of(columns, request.unit or material.sampling_unit)
     eager = None
     if sites.capture == "eager":
         check_eager_request(request, sites.why_eager)
         eager = _find_outputs(loaded, sites, site, builder, examples)
-    batch_check = check_batches(loaded.model, sites, builder, examples, max(2, config.run.limits.max_tokens // 2))
+    batch_check = check_batches(loaded.model, sites, builder, examples, max(2, material.limits.max_tokens // 2))
     measure, rows = parse_measure(request, loaded, examples)
     donors = _find_donors(rows.examples, rows.n_rows, request) if request.action in DONOR_ACTIONS else None
     edges = None if request.edges is None else _edges_of(rows.examples, sites.sites, site, request.edges)
@@ -141,13 +131,13 @@ def open_subject(
     if len(left_out) == len(examples):
         raise ConfigError(f"no example can be measured: {', '.join(dict.fromkeys(left_out.values()))}")
     passes = Passes(
-        loaded.model, sites, site, builder, rows.examples, batch_check.limits(config.run.limits), measure, donors, edges,
+        loaded.model, sites, site, builder, rows.examples, batch_check.limits(material.limits), measure, donors, edges,
         None if row_edges is None else partial(_matching_rows, row_edges),
         frozenset(row for row in range(len(rows.examples)) if row // rows.n_rows in left_out), eager,
     )  # fmt: skip
-    notes = tuple(filter(None, [batch_check.note(type(loaded.model).__name__), *loaded.notes]))
+    notes = tuple(filter(None, [batch_check.note(type(loaded.model).__name__), *material.notes]))
     return Subject(
-        loaded, action, unit, passes, examples, rows.n_rows, left_out, len(skipped), str(config.corpus.path), notes
+        loaded, action, unit, passes, examples, rows.n_rows, left_out, material.n_not_encoded, material.corpus, notes
     )
 
 

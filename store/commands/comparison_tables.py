@@ -1,4 +1,4 @@
-"""Output of `headatlas search` with --versus, --split or --correlate."""
+"""Output of `headatlas search` with --versus, --split or --correlate, and of `contrast` with --correlate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..comparisons.search_comparisons import Versus
+    from ..queries.minimal_pairs import Contrast
     from ..queries.pattern_search import SearchResult
+    from ..store import Store
 
 _BINS = 10
 
@@ -176,18 +178,84 @@ def print_correlation(
     print_table(console, _scatter_table(scatter, column))
 
 
-def _scatter_table(scatter: pd.DataFrame, column: str) -> Any:
-    """Create a table of the scatter: examples in bins of equal numbers by value, with mean and quartiles of the mass."""
+def print_pair_correlation(
+    store: Store, result: Contrast, column: str, head: str | None, top: int | None, *, as_csv: bool, as_json: bool
+) -> None:
+    """Correlate the differences of minimal pairs with a number of the pairs, and print the result."""
+    from ..comparisons.pair_correlations import correlate_pairs
+    from . import tables as render
+
+    correlated = correlate_pairs(store, result, column)
+    frame = correlated.table()
+    rows, chosen = _rows(frame, top, as_csv or as_json), _head(frame, head)
+    notes = () if result.search is None else result.search.notes
+    if as_csv:
+        print_csv(rows, notes)
+        return
+    scatter = correlated.scatter(*chosen)
+    first, second = result.pairs.variants
+    if as_json:
+        summary = {
+            "pattern": None if result.search is None else str(result.search.pattern),
+            "correlate": column,
+            "first": first,
+            "second": second,
+            "pairs": len(correlated.pair),
+            "left_out": correlated.left_out,
+            "without_match": len(result.pairs.names) - len(result.pair_index),
+            "refused": result.pairs.refused,
+            "unit": result.units.name,
+            "units": correlated.n_units,
+            "heads_below_05": correlated.n_below,
+        }
+        points = {"head": ".".join(map(str, chosen)), "points": render.records(scatter)}
+        print(render.to_json(summary | {"heads": render.records(rows)} | points | {"notes": list(notes)}))
+        return
+    console = output_console()
+    table = render.plain_table(*((title, "right") for title in ("head", "ρ", "95 %", "difference", "q")))
+    for row in rows.to_dict("records"):
+        table.add_row(
+            _name(row),
+            _signed(row["rho"]),
+            _signed_interval(row["low"], row["high"]),
+            _signed(row["difference"]),
+            render.probability(row["q_value"]),
+        )
+    print_table(console, table)
+    subject = (
+        f"mass of {result.search.pattern} in {second} minus that in {first}"
+        if result.search
+        else (f"distance between the attention in {second} and in {first}")
+    )
+    left_out = {
+        **correlated.left_out,
+        "without a matching row in both members": len(result.pairs.names) - len(result.pair_index),
+        **result.pairs.refused,
+    }
+    reasons = "; ".join(f"{n:,} {reason}" for reason, n in left_out.items() if n)
+    _say(
+        f"Spearman's ρ of the {subject} in a pair and its {column}, over {len(correlated.pair):,} pairs. Left out: "
+        f"{reasons or 'none'}. q: false-discovery rate of a correlation, over all heads; below .05 in "
+        f"{correlated.n_below:,} of {len(frame):,}. {result.units.describe(correlated.n_units)}",
+        *notes,
+    )
+    console.print(f"\nDifference of head {chosen[0]}.{chosen[1]} by {render.printable(column)}:")
+    print_table(console, _scatter_table(scatter, column, "difference"))
+
+
+def _scatter_table(scatter: pd.DataFrame, column: str, measured: str = "mass") -> Any:
+    """Create a table of a scatter: rows in bins of equal numbers by value, with mean and quartiles of what is measured."""
     from . import tables as render
 
     values = np.sort(scatter["value"].to_numpy())
     edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1]))
-    value, mass = (scatter[name].to_numpy() for name in ("value", "mass"))
+    value, mass = (scatter[name].to_numpy() for name in ("value", measured))
+    show = render.number if measured == "mass" else _signed
     bin_of_value = np.searchsorted(edges, value, side="right")
     table = render.plain_table(
         (render.printable(column), "right"),
-        ("examples", "right"),
-        ("mass", "right"),
+        ("examples" if measured == "mass" else "pairs", "right"),
+        (measured, "right"),
         ("", "left"),
         ("quartiles", "right"),
     )
@@ -197,7 +265,8 @@ def _scatter_table(scatter: pd.DataFrame, column: str) -> Any:
         quartiles = np.quantile(mass[in_bin], [0.25, 0.75]).tolist()
         name = f"{low:g}" if low == high else f"{low:g} – {high:g}"
         mean = float(mass[in_bin].mean())
-        table.add_row(name, f"{in_bin.sum():,}", render.number(mean), render.bar(mean), render.interval(*quartiles))
+        span = render.interval(*quartiles) if measured == "mass" else _signed_interval(*quartiles)
+        table.add_row(name, f"{in_bin.sum():,}", show(mean), render.bar(mean) if mean > 0 else "", span)
     return table
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .comparison_tables import print_pair_correlation
 from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, Unit, head_of, read_pattern
 from .printing import first_rows, output_console, print_csv, print_table, progress_bar
 from .search import search_with_progress
@@ -49,6 +50,15 @@ def contrast(
             show_default=False,
         ),
     ] = None,
+    correlate: Annotated[
+        str | None,
+        typer.Option(
+            "--correlate",
+            metavar="COLUMN",
+            help="Correlate the difference within a pair with this numeric annotation of its members.",
+            show_default=False,
+        ),
+    ] = None,
     patterns: Patterns = None,
     site: SiteName = None,
     unit: Unit = None,
@@ -56,6 +66,8 @@ def contrast(
     as_json: AsJson = False,
 ) -> None:
     """Compare the members of minimal pairs: rank heads by the difference in a pattern's mass or in their attention.
+
+    With --correlate: does the difference follow a number of the pair, such as the share of women in an occupation?
 
     Example: [bold]headatlas contrast traces/demo 'query.upos == "PRON" and key.entity == "occupation"' --between f m[/bold]
     """
@@ -71,6 +83,9 @@ def contrast(
     else:
         searched = search_with_progress(opened, read_pattern(expression, patterns), site, "auto")
         result = measure.contrast(searched, pairs, unit=unit)
+    if correlate:
+        print_pair_correlation(opened, result, correlate, head, top, as_csv=as_csv, as_json=as_json)
+        return
     ranked = result.table()
     heads = first_rows(ranked, top, all_rows=as_csv or as_json)
     if as_csv:

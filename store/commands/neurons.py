@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..schema.head_dimensions import rotary_pairs
 from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, Unit, head_of, read_pattern
 from .printing import first_rows, output_console, print_csv, print_table
 from .what_if import what_if
@@ -94,7 +96,8 @@ def _print(result: NeuronResult, dimensions: pd.DataFrame, pairs: pd.DataFrame) 
         f"{result.n_examples:,} examples, {result.n_matching:,} matching and {result.n_control:,} other pairs, from query "
         f"and key ({result.codec}).{_caveats(result)} {result.units.describe(result.n_units)}"
         + (
-            " Rotary pairs are numbered by frequency, 0 is the fastest; period: tokens of one rotation."
+            " Rotary pairs are numbered by frequency, 0 is the fastest; period: tokens of one rotation"
+            + ("." if result.site.rotary_frequency else ", which differs between the layers of this model.")
             if len(pairs)
             else ""
         ),
@@ -112,10 +115,10 @@ def _caveats(result: NeuronResult) -> str:
         sentences.append(" Scores are those before the soft cap.")
     if result.site.has_position_bias:
         sentences.append(" Scores are without the learned position bias.")
-    if result.site.rotary and not result.site.rotary_frequency:
+    if result.site.rotary and not rotary_pairs(result.site):
         sentences.append(
-            " Rotary dimensions rotate in pairs, whose frequencies are not in this store (it is too old, or layers "
-            "differ): a single dimension is not meaningful here."
+            " Rotary dimensions rotate in pairs, which are not in this store (it is too old, or not all layers rotate the "
+            "same pairs): a single dimension is not meaningful here."
         )
     return "".join(sentences)
 
@@ -132,7 +135,11 @@ def _table(contributions: pd.DataFrame, unit: str) -> Table:
         if unit == "pair":
             rotates = row["pair"] >= 0
             dimensions = f"{row['first']}, {row['second']}" if rotates else str(row["first"])
-            cells = [str(row["pair"]) if rotates else "–", dimensions, f"{row['period']:,.1f}" if rotates else "–"]
+            cells = [
+                str(row["pair"]) if rotates else "–",
+                dimensions,
+                f"{row['period']:,.1f}" if 0 < row["period"] < math.inf else "–",
+            ]
         else:
             cells = [str(row["dimension"])]
         numbers = (f"{row[name]:+.3f}" for name in ("matching", "control", "difference"))

@@ -23,6 +23,7 @@ from ..errors import ConfigError, NotFoundError
 from ..queries.evidence.resampling import same_rows
 from ..queries.evidence.sampling_units import SamplingUnits, sampling_units
 from ..queries.pattern_search import SearchResult
+from ..reading.snapshot import Snapshot
 from ..schema.token_table import Column
 from .example_tests import groups_differ, interval, q_values, rank_correlation, two_sided
 
@@ -48,7 +49,7 @@ class Versus:
 
     def table(self) -> pd.DataFrame:
         """Return one row for each head, the largest absolute difference first."""
-        table, _ = _table(self.heads, "difference")
+        table, _ = heads_table(self.heads, "difference")
         return table.assign(versus=str(self.other.pattern), examples=table["examples"].astype(np.int64))
 
     def extreme_examples(self, layer: int, head: int, n: int | None = None) -> list[tuple[int, float]]:
@@ -131,7 +132,7 @@ class Split:
 
     def table(self) -> pd.DataFrame:
         """Return one row for each head, the largest spread first; `mass_LABEL`, `low_LABEL`, `high_LABEL` of groups."""
-        table, order = _table(self.heads, "spread")
+        table, order = heads_table(self.heads, "spread")
         for index, label in enumerate(self.labels):
             for name in ("mass", "low", "high"):
                 table[f"{name}_{label}"] = self.groups[name].to_numpy()[index].ravel()[order]
@@ -159,7 +160,7 @@ def split_by(
         There are fewer than two groups.
     """
     numbers = result.example_mass["example"].to_numpy()
-    values = [None if value in (None, "") else str(value) for value in _values(result, column, numbers)]
+    values = [None if value in (None, "") else str(value) for value in _values(result.store, column, numbers)]
     counts = Counter(value for value in values if value is not None)
     chosen = list(labels) if labels else [label for label, _ in counts.most_common(MAX_GROUPS)]
     for label in chosen:
@@ -230,7 +231,7 @@ class Correlated:
 
     def table(self) -> pd.DataFrame:
         """Return one row for each head, the largest absolute correlation first."""
-        table, _ = _table(self.heads, "rho")
+        table, _ = heads_table(self.heads, "rho")
         return table.astype({"examples": np.int64, "units": np.int64})
 
     def scatter(self, layer: int, head: int) -> pd.DataFrame:
@@ -252,10 +253,7 @@ def correlate(result: SearchResult, column: str, unit: str | None = None) -> Cor
         It is not a number, or equal in all examples with a match.
     """
     numbers = result.example_mass["example"].to_numpy()
-    values = _values(result, column, numbers)
-    if any(isinstance(value, str) for value in values):
-        raise ConfigError(f"{column} is text; expected numbers. Compare groups with --split {column}.")
-    number = np.array([np.nan if value is None else value for value in values], np.float64)
+    number = example_numbers_of(result.store, column, numbers)
     has_number: Bool[np.ndarray, "example"] = np.isfinite(number)
     if len(np.unique(number[has_number])) < 2:
         raise ConfigError(f"{column} has the same value in all examples with a match; expected different numbers")
@@ -280,16 +278,34 @@ def correlate(result: SearchResult, column: str, unit: str | None = None) -> Cor
     )
 
 
-def _values(result: SearchResult, column: str, numbers: Int64[np.ndarray, "example"]) -> list[str | int | float | None]:
+def example_numbers_of(
+    store: Snapshot, column: str, numbers: Int64[np.ndarray, "example"]
+) -> Float64[np.ndarray, "example"]:
+    """Return a numeric annotation of the examples with these numbers; NaN where it is missing.
+
+    Raises
+    ------
+    NotFoundError
+        The examples have no such annotation.
+    ConfigError
+        It is text.
+    """
+    values = _values(store, column, numbers)
+    if any(isinstance(value, str) for value in values):
+        raise ConfigError(f"{column} is text; expected numbers. Compare groups with headatlas search --split {column}.")
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def _values(store: Snapshot, column: str, numbers: Int64[np.ndarray, "example"]) -> list[str | int | float | None]:
     """Return an annotation of some examples; None where it is missing."""
-    columns = result.store.example_columns()
+    columns = store.example_columns()
     if column not in columns:
         raise NotFoundError(
-            f"{result.store.location}: examples have no annotation {column!r}; this store has "
+            f"{store.location}: examples have no annotation {column!r}; this store has "
             f"{', '.join(columns) or 'none'}. Name a column of examples."
         )
     values: Column = columns[column]
-    position = np.searchsorted(result.store.example_numbers(), numbers)
+    position = np.searchsorted(store.example_numbers(), numbers)
     taken = values.take(position)
     missing = values.missing
     return [None if value is None or value == missing or value != value else value for value in taken.to_list()]
@@ -304,7 +320,7 @@ def _dataset(columns: dict[str, np.ndarray], result: SearchResult) -> xr.Dataset
     return xr.Dataset({name: (_HEADS, values) for name, values in columns.items()}, coords)
 
 
-def _table(heads: xr.Dataset, by: str) -> tuple[pd.DataFrame, Int64[np.ndarray, "head"]]:
+def heads_table(heads: xr.Dataset, by: str) -> tuple[pd.DataFrame, Int64[np.ndarray, "head"]]:
     """Return one row for each head, the largest absolute value first, and the number of each row's head."""
     table = heads.to_dataframe(dim_order=list(_HEADS)).reset_index()
     order = np.argsort(-np.abs(np.nan_to_num(table[by].to_numpy())), kind="stable")

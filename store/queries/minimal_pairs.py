@@ -167,10 +167,8 @@ class Contrast:
         order = np.argsort(-np.abs(np.nan_to_num(table["difference"].to_numpy())), kind="stable")
         return table.take(order.tolist()).reset_index(drop=True)
 
-    def driving_pairs(self, layer: int, head: int, n: int | None = 5) -> list[tuple[str, int, int, float]]:
-        """List the pairs that contribute most to the difference of a head: name, the two examples, their difference.
-
-        All pairs if `n` is None.
+    def of_head(self, layer: int, head: int) -> Float[np.ndarray, "pair"]:
+        """Return the difference of a head in each compared pair.
 
         Raises
         ------
@@ -183,7 +181,19 @@ class Contrast:
                 f"no head {layer}.{head}; the comparison has layers {layers[0]} to {layers[-1]} and heads "
                 f"0:{self.heads.sizes['head']}"
             )
-        values = self.difference[layers.index(layer), head]
+        return self.difference[layers.index(layer), head]
+
+    def driving_pairs(self, layer: int, head: int, n: int | None = 5) -> list[tuple[str, int, int, float]]:
+        """List the pairs that contribute most to the difference of a head: name, the two examples, their difference.
+
+        All pairs if `n` is None.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such head.
+        """
+        values = self.of_head(layer, head)
         is_compared = np.isfinite(values)
         values, pairs = values[is_compared], self.pair_index[is_compared]
         order = np.argsort(-values * np.sign(values.mean()) if len(values) else values, kind="stable")[:n]

@@ -100,15 +100,19 @@ class NeuronResult:
         return table.sort_values("difference", ascending=False, kind="stable", ignore_index=True)
 
     def pairs(self) -> pd.DataFrame:
-        """Return one row for each rotary pair, the largest difference first; an empty table if frequencies are unknown.
+        """Return one row for each rotary pair, the largest difference first; an empty table if the pairs are unknown.
 
-        `first` and `second` are its dimensions, `frequency` is in radians per token, `period` in tokens. A dimension
-        without rotation has a row of its own, with pair and second −1 and frequency 0.
+        `first` and `second` are its dimensions, `frequency` is in radians per token, `period` in tokens; both are NaN if
+        they differ between layers. A dimension without rotation has a row of its own, with pair and second −1 and
+        frequency 0.
         """
-        frequency = np.array(self.site.rotary_frequency)
-        if not len(frequency):
-            return pd.DataFrame(columns=pd.Index([*PAIR_COLUMNS, *_COLUMNS]))
         rows, rotating = [], rotary_pairs(self.site)
+        if not rotating:
+            return pd.DataFrame(columns=pd.Index([*PAIR_COLUMNS, *_COLUMNS]))
+        frequency = np.zeros(self.site.d_head)
+        frequency[np.ravel(rotating)] = np.nan
+        if self.site.rotary_frequency:
+            frequency = np.array(self.site.rotary_frequency)
         members = [np.array(pair) for pair in rotating] + [np.array([d]) for d in np.flatnonzero(frequency == 0)]
         sums = self.example_difference.to_numpy()
         pair_sums = np.stack([sums[:, dimensions].sum(axis=1) for dimensions in members])

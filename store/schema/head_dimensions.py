@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -26,11 +26,16 @@ _TERM = re.compile(rf"(pairs?:)?({_LIST})(?::({_FACTOR}))?", re.IGNORECASE)
 def rotary_pairs(site: Site) -> tuple[tuple[int, int], ...]:
     """Return the two dimensions of each rotary pair, the pair with the highest frequency first.
 
-    The result is empty if the model has no rotary embedding, or if its frequencies are not known. Dimensions that do not
-    rotate belong to no pair.
+    The result is empty if the model has no rotary embedding, or if its pairs are not known. Dimensions that do not
+    rotate belong to no pair. Layers may rotate the same pairs at different frequencies.
     """
+    return site.rotary_dimensions or frequency_pairs(site.rotary_frequency)
+
+
+def frequency_pairs(frequencies: Sequence[float]) -> tuple[tuple[int, int], ...]:
+    """Return the two dimensions of each pair that rotate at the same frequency, the fastest pair first."""
     members: dict[float, list[int]] = {}
-    for dimension, frequency in enumerate(site.rotary_frequency):
+    for dimension, frequency in enumerate(frequencies):
         if frequency > 0:
             members.setdefault(frequency, []).append(dimension)
     return tuple((dims[0], dims[-1]) for _, dims in sorted(members.items(), reverse=True))
@@ -125,6 +130,6 @@ def _known_pairs(site: Site) -> tuple[tuple[int, int], ...]:
             f"the model has no rotary embedding, so {site.name} has no rotary pairs. Name dimensions, such as 12,44"
         )
     raise ConfigError(
-        f"the rotary pairs of {site.name} are not known: its layers rotate differently, or the store is older than this "
-        "entry. Name the dimensions of a pair, such as 12,44"
+        f"the rotary pairs of {site.name} are not known. Not all of its layers rotate the same pairs of dimensions, or by a "
+        "rotation that headatlas can read, or the store is older than this entry. Name dimensions, such as 12,44"
     )

@@ -69,6 +69,9 @@ class Site(_Frozen):
     rotary_frequency: tuple[float, ...] = ()
     """Angle in radians by which each dimension of a head rotates from one token to the next; 0 for no rotation. The two
     dimensions of a pair have the same angle. Empty if the angles are unknown or differ between layers."""
+    rotary_dimensions: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...] = ()
+    """The two dimensions of each rotary pair, the fastest first, if layers rotate the same pairs at different angles.
+    Empty if `rotary_frequency` has the pairs, or if they are unknown."""
     has_sinks: bool = False
     """True if a learned sink takes part of each row, so that rows sum to less than 1."""
     has_position_bias: bool = False
@@ -92,6 +95,9 @@ class Site(_Frozen):
             raise ValueError(
                 f"rotary_frequency has {len(self.rotary_frequency)} entries; expected {self.d_head} or none"
             )
+        dimensions = [dimension for pair in self.rotary_dimensions for dimension in pair]
+        if dimensions and (len(set(dimensions)) < len(dimensions) or max(dimensions) >= self.d_head):
+            raise ValueError(f"rotary_dimensions names a dimension twice, or one that is not below {self.d_head}")
         if self.layer_numbers and (
             len(self.layer_numbers) != self.n_layers or list(self.layer_numbers) != sorted(set(self.layer_numbers))
         ):

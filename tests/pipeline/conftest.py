@@ -86,15 +86,15 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory):
-    """Function that saves a tiny random model of an architecture, with its output head and the word tokenizer."""
+    """Function that saves a tiny random model of an architecture, with its output head (or without) and the tokenizer."""
     folders = {}
 
-    def make(name):
+    def make(name, *, head=True):
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp("models") / f"tiny-{name.replace(' ', '-')}"
             longest = 8192 if name.startswith("long ") else 64
             save_tokenizer(folders[name], "$A [SEP]" if name in ("t5", "bart") else "$A", longest=longest)
-            model = build_model(name.removeprefix("long "), head=True)
+            model = build_model(name.removeprefix("long "), head=head)
             if longest > 64:
                 model.config.max_position_embeddings = longest
             model.save_pretrained(folders[name])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headatlas.store.errors import ConfigError
@@ -16,7 +16,8 @@ from headatlas.store.schema.token_table import MISSING
 
 from ...corpora.examples import EncodedExample, TokenSequence
 from ...tokens.model_inputs import ModelInputs
-from .measure import Measure
+from .measure import Measure, decoded_mask
+from .predicted_rows import predicted_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,12 +50,18 @@ class Candidates(Measure):
                 row[: len(of_example)] = torch.tensor(of_example)
         return replace(inputs, terms=terms.to(inputs.special["source"].device))
 
+    def predicts(self, inputs: ModelInputs) -> Bool[Tensor, "batch token"]:
+        """Return True for the tokens at which a candidate is predicted."""
+        assert inputs.terms is not None, "the measure prepared these inputs"
+        return torch.zeros_like(decoded_mask(inputs)).scatter(1, inputs.terms[..., 0], True)
+
     def read(self, output: Any, inputs: ModelInputs) -> Float[Tensor, "batch"]:
         """Return the signed sum of log-probabilities of each example."""
         assert inputs.terms is not None, "the measure prepared these inputs"
         position, token, sign = inputs.terms.unbind(dim=-1)
-        rows = torch.arange(len(position), device=position.device)[:, None]
-        logarithm = torch.log_softmax(output.logits[rows, position].float(), dim=-1)
+        is_read = self.predicts(inputs)
+        row = (is_read.flatten().cumsum(dim=0) - 1).view(is_read.shape).gather(1, position)
+        logarithm = torch.log_softmax(predicted_rows(output.logits, is_read).float(), dim=-1)[row]
         total = (logarithm.gather(-1, token[..., None])[..., 0] * sign).sum(dim=-1)
         return torch.where((sign != 0).any(dim=-1), total, torch.nan)
 

@@ -41,6 +41,10 @@ class Measure(ABC):
         """Return the inputs that the model runs on."""
         return inputs
 
+    def predicts(self, inputs: ModelInputs) -> Bool[Tensor, "batch token"] | None:
+        """Return True for the tokens whose logits are read; None if all are, or none."""
+        return None
+
     @abstractmethod
     def read(self, output: Any, inputs: ModelInputs) -> Tensor:
         """Return what is kept of the output, ``[batch, ...]``."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from headatlas.store.errors import ConfigError
@@ -18,6 +18,7 @@ from ...corpora.examples import EncodedExample
 from ...tokens.model_inputs import ModelInputs
 from .hidden_states import EmbeddingChange
 from .measure import N_DIRECTIONS, Measure, decoded_ids, decoded_mask
+from .predicted_rows import predicted_rows, row_loss, scattered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,12 +35,15 @@ class NextTokenLoss(Measure):
     by_token: ClassVar[bool] = True
     meaning: ClassVar[str] = "change of the next-token loss, nats per token"
 
+    def predicts(self, inputs: ModelInputs) -> Bool[Tensor, "batch token"]:
+        """Return True for the tokens that another one follows."""
+        return F.pad(decoded_mask(inputs)[:, 1:], (0, 1))
+
     def read(self, output: Any, inputs: ModelInputs) -> Float[Tensor, "batch predicted"]:
         """Return the loss of each token that is predicted: all but the first. Zero for padding."""
-        ids, mask = decoded_ids(inputs), decoded_mask(inputs)
-        logits = output.logits[:, :-1]
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-        return loss.view(len(ids), -1) * mask[:, 1:]
+        is_read = self.predicts(inputs)
+        loss = row_loss(predicted_rows(output.logits, is_read), decoded_ids(inputs)[:, 1:][is_read[:, :-1]])
+        return scattered(loss, is_read)[:, :-1]
 
     def effect(self, before: Tensor, after: Tensor, inputs: ModelInputs) -> Float[Tensor, "batch"]:
         """Return the mean change over the predicted tokens."""
@@ -73,13 +77,14 @@ class MaskedLoss(Measure):
         masked = torch.where(labels >= 0, self.mask_id, ids)
         return replace(inputs, arguments=inputs.arguments | {"input_ids": masked}, labels=labels)
 
+    def predicts(self, inputs: ModelInputs) -> Bool[Tensor, "batch token"]:
+        """Return True for masked tokens."""
+        return _labels(inputs) >= 0
+
     def read(self, output: Any, inputs: ModelInputs) -> Float[Tensor, "batch token"]:
         """Return the loss of each masked token, zero elsewhere."""
-        labels = _labels(inputs)
-        loss = F.cross_entropy(
-            output.logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none"
-        )
-        return loss.view(labels.shape)
+        is_read, labels = self.predicts(inputs), _labels(inputs)
+        return scattered(row_loss(predicted_rows(output.logits, is_read), labels[is_read]), is_read)
 
     def effect(self, before: Tensor, after: Tensor, inputs: ModelInputs) -> Float[Tensor, "batch"]:
         """Return the mean change over the masked tokens."""

@@ -20,6 +20,7 @@ from ...corpora.examples import EncodedExample, TokenSequence
 from ...tokens.model_inputs import ModelInputs
 from ..actions import HeadCall, PatchAttention
 from ..measures.measure import Measure
+from ..measures.predicted_rows import predicted_rows, row_loss, scattered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -212,16 +213,20 @@ class ContinuationProbability(Measure):
             labels[row, : len(label)] = label
         return replace(inputs, labels=labels)
 
+    def predicts(self, inputs: ModelInputs) -> Bool[Tensor, "batch token"]:
+        """Return True for the tokens at which a labelled token is predicted."""
+        return self._labels(inputs) >= 0
+
+    def _labels(self, inputs: ModelInputs) -> Int64[Tensor, "batch token"]:
+        """Return the label that each token predicts. In a causal model it is that of the next token."""
+        assert inputs.labels is not None, "the measure prepared these inputs"
+        return inputs.labels if self.is_masked else F.pad(inputs.labels[:, 1:], (0, 1), value=UNLABELLED)
+
     def read(self, output: Any, inputs: ModelInputs) -> Float[Tensor, "batch"]:
         """Return the mean log-probability of the labelled tokens. A causal model predicts each from those before it."""
-        assert inputs.labels is not None, "the measure prepared these inputs"
-        logits, labels = output.logits, inputs.labels
-        if not self.is_masked:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        is_scored = labels >= 0
-        loss = F.cross_entropy(logits[is_scored].float(), labels[is_scored], reduction="none")
-        total = torch.zeros(len(labels), device=loss.device).index_add(0, is_scored.nonzero()[:, 0], loss)
-        return -total / is_scored.sum(dim=-1)
+        is_read = self.predicts(inputs)
+        loss = row_loss(predicted_rows(output.logits, is_read), self._labels(inputs)[is_read])
+        return -scattered(loss, is_read).sum(dim=-1) / is_read.sum(dim=-1)
 
     def effect(self, before: Tensor, after: Tensor, inputs: ModelInputs) -> Float[Tensor, "batch"]:
         """Return the change."""

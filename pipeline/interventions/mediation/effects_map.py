@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .mediated_effects import Mediation
+from .mediation_result import Mediation
 
 CELL, LEFT, TOP, GAP = 22, 44, 46, 2
 POSITIVE, NEGATIVE = (178, 24, 43), (33, 102, 172)

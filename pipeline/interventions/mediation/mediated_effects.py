@@ -11,31 +11,34 @@ the probabilities of a continuation's tokens.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64
 
 from headatlas.store.errors import ConfigError, UnsupportedModelError
-from headatlas.store.queries.evidence.resampling import bootstrap_interval
-from headatlas.store.schema.traces import Site
+from headatlas.store.files.installed_packages import installed_version
+from headatlas.store.store import Store
 
 from ...capture.eager import find_sites
 from ...checks.batch_check import check_batches
 from ...progress import Event, Stage, format_seconds, plural
-from ...tokens.corpus_encoding import encode_corpus, open_corpus
 from ...tokens.model_inputs import InputBuilder
 from ..actions import Edit, Variant
-from ..controls import MINIMUM_UNITS, EffectEvidence, control_sets, unit_means, weigh
+from ..controls import control_sets, weigh
 from ..head_effects import Progress
-from ..intervention import FEW_UNITS
+from ..kept_effects import check_kept, check_names, keep_values
 from ..measures.predictions import mask_id_of
 from ..passes import Passes
 from ..request import unit_of
+from ..subjects.material import Material, open_material
+from ..subjects.stored_job import InterventionJob, open_job
 from .continuation_sequences import (
     ContinuationProbability,
     ContinuationSequences,
@@ -44,9 +47,10 @@ from .continuation_sequences import (
     TextPair,
     pair_texts,
 )
+from .mediation_result import Mediation
 
 if TYPE_CHECKING:
-    from ...config import JobConfig
+    from ...models.sources import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -66,117 +70,6 @@ class MediationRequest:
 
 
 @dataclass(frozen=True)
-class MeanEffect:
-    """The mean of an effect over units, with its 95 % bootstrap interval."""
-
-    effect: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Mediation:
-    """Effects of a change of the text on a model's choice. Effects are ratios: 0.1 is a change of the odds by 10 %."""
-
-    site: Site
-    pair_ids: list[str]
-    units: list[Hashable]
-    """The unit of each pair."""
-    unit: str
-    total: Float64[np.ndarray, "pair"]
-    indirect_of_all: Float64[np.ndarray, "pair"]
-    """Indirect effect of all heads at the same time."""
-    direct_of_all: Float64[np.ndarray, "pair"]
-    """Direct effect if no head's attention changes."""
-    indirect: Float64[np.ndarray, "head pair"]
-    """Heads by layer, then by number."""
-    direct: Float64[np.ndarray, "head pair"]
-    is_exact: Bool[np.ndarray, "head"]
-    """False for heads whose effects are estimates."""
-    evidence: EffectEvidence
-    """Evidence for the indirect effects of the heads against their controls. All of them are estimates, or none is."""
-    n_loaded: int
-    n_aligned: int
-    """Number of pairs with y(x') / y(x) above 1."""
-    threshold: float | None
-    """y(x') / y(x) that the pairs exceed; None if all pairs are kept."""
-    between: tuple[str, str]
-    left_out: dict[str, int]
-    agreement: float | None = None
-    """Rank correlation of estimated and exact indirect effects of the heads that were measured."""
-    notes: tuple[str, ...] = ()
-
-    def mean(self, effects: Float64[np.ndarray, "pair"]) -> MeanEffect:
-        """Return the mean of an effect of each pair over units, with its interval."""
-        by_unit = unit_means(effects[None], self.units)
-        low, high = bootstrap_interval(by_unit, np.ones(by_unit.shape[1]))
-        return MeanEffect(float(by_unit.mean()), float(low[0]), float(high[0]))
-
-    def table(self) -> pd.DataFrame:
-        """Return one row for each head, the largest indirect effect first."""
-        rows: dict[str, Any] = {
-            "layer": np.repeat(self.site.layers, self.site.n_heads),
-            "head": np.tile(np.arange(self.site.n_heads), self.site.n_layers),
-        }
-        for name, effects in (("indirect", self.indirect), ("direct", self.direct)):
-            by_unit = unit_means(effects, self.units)
-            low, high = bootstrap_interval(by_unit, np.ones(by_unit.shape[1]))
-            rows |= {name: by_unit.mean(axis=1), f"{name}_low": low, f"{name}_high": high}
-        evidence = self.evidence
-        rows |= {
-            "control": evidence.control,
-            "control_spread": evidence.control_spread,
-            "p_value": evidence.p_value,
-            "q_value": evidence.q_value,
-            "matters": evidence.matters,
-            "estimated": ~self.is_exact,
-        }
-        table = pd.DataFrame(rows)
-        return table.iloc[(-table["indirect"]).argsort(kind="stable")].reset_index(drop=True)
-
-    def remarks(self) -> list[str]:
-        """Return sentences that a table needs beside it."""
-        n_units = self.evidence.n_units
-        lines = [
-            f"y = P(second continuation) / P(first). x: {self.between[0]}, x': {self.between[1]}. Effects: change of y "
-            f"relative to y(x); mean over {n_units:,} units ({self.unit}), 95 % bootstrap interval. Controls: mean ± standard "
-            "deviation of the indirect effects of the heads nearest in output norm. q: false-discovery rate of an indirect "
-            "effect unlike that of the controls, over units and over heads."
-        ]
-        if self.threshold is not None:
-            lines.append(
-                f"{len(self.pair_ids)} of {plural(self.n_loaded, 'pair')}: y(x') / y(x) is above 1 in {self.n_aligned}, and "
-                f"above {self.threshold:.4f} in these."
-            )
-        if n_units < MINIMUM_UNITS:
-            lines.append(f"No tests: there are {n_units} units, and {MINIMUM_UNITS} are needed.")
-        elif n_units < FEW_UNITS:
-            lines.append(f"Intervals of {n_units} units are too narrow; use at least {FEW_UNITS}.")
-        if self.agreement is not None:
-            lines.append(
-                f"Effects of {plural(int(self.is_exact.sum()), 'head')} are measured, those marked ~ are estimated from "
-                f"gradients, and q is that of the estimates. Rank correlation of estimate and measurement: "
-                f"{self.agreement:.2f}."
-            )
-        lines += [f"{plural(n, 'pair')} left out: {reason}." for reason, n in self.left_out.items()]
-        return [*lines, *self.notes]
-
-    def effects_table(self) -> pd.DataFrame:
-        """Return the effects of every pair: of all heads as ``all``, and of each head."""
-        names = [f"{layer}.{head}" for layer in self.site.layers for head in range(self.site.n_heads)]
-        n = len(self.pair_ids)
-        return pd.DataFrame(
-            {
-                "heads": np.repeat(["all", *names], n),
-                "pair": np.tile(self.pair_ids, len(names) + 1),
-                "total": np.tile(self.total, len(names) + 1),
-                "indirect": np.concatenate([self.indirect_of_all, self.indirect.ravel()]),
-                "direct": np.concatenate([self.direct_of_all, self.direct.ravel()]),
-            }
-        )
-
-
-@dataclass(frozen=True)
 class _Effects:
     """Indirect and direct effects of some variants."""
 
@@ -190,21 +83,41 @@ class _Effects:
 
 
 def mediate(
-    config: JobConfig,
-    request: MediationRequest,
+    job: InterventionJob | Store | str | Path,
+    request: MediationRequest | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    keep: str | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Mediation | None:
-    """Compute total, direct and indirect effects over the pairs of a job's corpus. None if the request is only to plan.
+    """Compute total, direct and indirect effects over the pairs of a corpus. None if the request is only to plan.
+
+    Parameters
+    ----------
+    job
+        A job, its file, or the name of a shipped one; or a store or its location, whose examples are those that it holds.
+    overrides
+        Settings as for ``--set``, such as ``["model.source=FOLDER"]`` for the model of a store.
+    keep
+        Name of two statistics that are added to the store, or to that of the job: ``NAME_indirect`` and
+        ``NAME_direct``. Both examples of a pair have its effects.
 
     Raises
     ------
     ConfigError
-        Model or corpus cannot be read, or the corpus has no usable pair.
+        Model, corpus or store cannot be read, the model is not that of the store, or the corpus has no usable pair.
     UnsupportedModelError
         The model does not predict words, has two sides, or does not call transformers' attention interface.
     """
-    pairs, left_out, passes, mask_id, notes = _open(config, request, on_event)
+    job, request = open_job(job, overrides), request or MediationRequest()
+    kept_names = {} if keep is None else {name: f"{keep}_{name}" for name in ("indirect", "direct")}
+    if keep is not None:
+        check_names(job, list(kept_names.values()))
+    material = open_material(job, on_event, _check_model)
+    pairs, left_out, passes, mask_id, notes = _open(material, request)
+    if keep is not None:
+        check_kept(job, material.loaded, [text.example.id for pair in pairs for text in pair.texts])
     progress, n_loaded = Progress(on_progress), len(pairs)
     sequences, passes = _with_pairs(passes, pairs, mask_id)
     on_event(Stage(f"total effect of {plural(n_loaded, 'pair')}"))
@@ -218,10 +131,12 @@ def mediate(
     site, action = passes.site, PatchTextAttention(sequences.patched_lengths)
     heads = [(layer, head) for layer in range(site.n_layers) for head in range(site.n_heads)]
     variants = [Variant((Edit(*head, action),)) for head in heads]
-    everything = Variant(tuple(Edit(*head, action) for head in heads))
+    # all heads at the same time, then those of each layer
+    sets = [heads, *([head for head in heads if head[0] == layer] for layer in range(site.n_layers))]
+    together = [Variant(tuple(Edit(*head, action) for head in members)) for members in sets]
     n_exact = min(request.n_exact, len(heads)) if request.estimate else len(heads)
     # passes start at the first layer that is patched; a pass with gradients takes as long as three
-    n_passes = 4 + n_exact / 2 + (4 if request.estimate else 0)
+    n_passes = 4 + (site.n_layers + n_exact) / 2 + (4 if request.estimate else 0)
     on_event(
         Stage(
             f"{plural(len(pairs), 'pair')}; {n_exact} of {plural(len(heads), 'head')} measured; about {n_passes:,.0f} passes, "
@@ -239,10 +154,10 @@ def mediate(
         )
         measured = np.argsort(-np.abs(estimates.indirect.mean(axis=1)), kind="stable")[:n_exact]
         on_event(Stage(f"exact effects of the {n_exact} largest estimates"))
-    changes = passes.run([everything, *(variants[i] for i in measured)], progress.begin(n * (n_exact + 2)))
-    exact = _Effects.of(sequences.log_ratios(changes), ratios)
-    indirect_of_all, direct_of_all = exact.indirect[0], exact.direct[0]
-    exact = effects = _Effects(exact.indirect[1:], exact.direct[1:])
+    n_sets = len(together)
+    changes = passes.run([*together, *(variants[i] for i in measured)], progress.begin(n * (n_sets + n_exact + 1)))
+    of_sets = _Effects.of(sequences.log_ratios(changes[:n_sets]), ratios)
+    exact = effects = _Effects.of(sequences.log_ratios(changes[n_sets:]), ratios)
     agreement = None
     if estimates is not None:
         effects = _Effects(estimates.indirect.copy(), estimates.direct.copy())
@@ -250,39 +165,79 @@ def mediate(
         means = [values.mean(axis=1) for values in (estimates.indirect[measured], exact.indirect)]
         ranks = [pd.Series(values).rank().to_numpy() for values in means]
         agreement = float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-    unit, units = _units(pairs, request.unit or config.corpus.sampling_unit, request.columns.pair)
+    unit, units = _units(pairs, request.unit or material.sampling_unit, request.columns.pair)
     controls = [[heads.index(c) for (c,) in control_sets(norms, (head,), request.n_controls)] for head in heads]
     compared = (exact if estimates is None else estimates).indirect
     evidence = weigh(compared, range(len(heads)), controls, units, seed=request.seed)
-    is_exact = np.isin(np.arange(len(heads)), measured)
-    return Mediation(
-        site, [pair.id for pair in pairs], units, unit, np.expm1(ratios[:, 1] - ratios[:, 0]), indirect_of_all,
-        direct_of_all, effects.indirect, effects.direct, is_exact, evidence, n_loaded, int((odds > 1).sum()), threshold,
-        _variants(pairs[0], request.columns), left_out, agreement, notes,
-    )  # fmt: skip
+    result = Mediation(
+        site=site,
+        pair_ids=[pair.id for pair in pairs],
+        units=units,
+        unit=unit,
+        total=np.expm1(ratios[:, 1] - ratios[:, 0]),
+        indirect_of_all=of_sets.indirect[0],
+        direct_of_all=of_sets.direct[0],
+        indirect=effects.indirect,
+        direct=effects.direct,
+        is_exact=np.isin(np.arange(len(heads)), measured),
+        indirect_of_layers=of_sets.indirect[1:],
+        direct_of_layers=of_sets.direct[1:],
+        evidence=evidence,
+        n_loaded=n_loaded,
+        n_aligned=int((odds > 1).sum()),
+        threshold=threshold,
+        between=_variants(pairs[0], request.columns),
+        example_ids=[(pair.texts[0].example.id, pair.texts[1].example.id) for pair in pairs],
+        left_out=left_out,
+        agreement=agreement,
+        notes=notes,
+        model=material.loaded.identity.name,
+        corpus=material.corpus,
+    )
+    for name, statistic in kept_names.items():
+        keep_values(
+            job,
+            statistic,
+            result.head_effects()[name],
+            [text for texts in result.example_ids for text in texts],
+            site=site.name,
+            unit="",
+            description=_describe(result, request, name),
+        )
+    return result
 
 
-def _open(
-    config: JobConfig, request: MediationRequest, on_event: Callable[[Event], None]
-) -> tuple[list[TextPair], dict[str, int], Passes, int | None, tuple[str, ...]]:
-    """Load model and corpus. Returns the pairs, the number left out by reason, passes, the mask's id, and notes."""
-    import torch
+def _describe(result: Mediation, request: MediationRequest, name: str) -> str:
+    """Describe a kept effect: what it is, how it was obtained, and the request that made it."""
+    kind = "measured"
+    if request.estimate:
+        kind = f"estimated from gradients, and measured for {plural(int(result.is_exact.sum()), 'head')}"
+    command = f"headatlas {installed_version('headatlas')} mediate {json.dumps(asdict(request))}"
+    return (
+        f"{name} effect of the head's attention on P(second) / P(first), from {result.between[0]} to {result.between[1]}, "
+        f"relative to that of x, {kind}; {command}; {result.model} over {result.corpus}"
+    )
 
-    from ...models.sources import load_configured
 
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-    on_event(Stage(f"reading model {config.model.source}"))
-    loaded = load_configured(config.model, saved_head=True)
-    model, tokenizer, kind = loaded.model, loaded.tokenizer, type(loaded.model).__name__
-    if tokenizer is None or model.base_model is model or model.get_output_embeddings() is None:
+def _check_model(loaded: LoadedModel) -> None:
+    """Check that a model predicts words and has one side."""
+    model, kind = loaded.model, type(loaded.model).__name__
+    if loaded.tokenizer is None or model.base_model is model or model.get_output_embeddings() is None:
         raise UnsupportedModelError(f"the effects need a language model; this model is loaded as {kind}")
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(
             f"{kind} has an encoder and a decoder; expected a causal or a masked language model"
         )
-    examples, skipped = encode_corpus(config.encoding, loaded, open_corpus(config.corpus, on_event), on_event)
-    examples = [example for i, example in enumerate(examples) if i not in skipped]
+
+
+def _open(
+    material: Material, request: MediationRequest
+) -> tuple[list[TextPair], dict[str, int], Passes, int | None, tuple[str, ...]]:
+    """Pair the examples and find the heads. Returns the pairs, the number left out by reason, passes, the mask's id, and notes."""
+    loaded = material.loaded
+    model, tokenizer, kind = loaded.model, loaded.tokenizer, type(loaded.model).__name__
+    assert tokenizer is not None, "_check_model refuses models without one"
+    examples = material.examples
     pairs, left_out = pair_texts(examples, tokenizer, request.columns)
     mask_id = mask_id_of(tokenizer) if "MaskedLM" in kind or "PreTraining" in kind else None
     builder = InputBuilder(model, tokenizer)
@@ -291,10 +246,19 @@ def _open(
         raise UnsupportedModelError(
             f"{sites.why_eager} Heads can only be changed in models that call transformers' attention interface."
         )
-    batch_check = check_batches(model, sites, builder, examples, max(2, config.run.limits.max_tokens // 2))
+    batch_check = check_batches(model, sites, builder, examples, max(2, material.limits.max_tokens // 2))
     measure = ContinuationProbability([], mask_id is not None)
-    passes = Passes(model, sites, sites.sites[0], builder, [], batch_check.limits(config.run.limits), measure)
-    return pairs, left_out, passes, mask_id, tuple(filter(None, [batch_check.note(kind)]))
+    passes = Passes(model, sites, sites.sites[0], builder, [], batch_check.limits(material.limits), measure)
+    return (
+        pairs,
+        left_out,
+        passes,
+        mask_id,
+        (
+            *filter(None, [batch_check.note(kind)]),
+            *material.notes,
+        ),
+    )
 
 
 def _with_pairs(passes: Passes, pairs: Sequence[TextPair], mask_id: int | None) -> tuple[ContinuationSequences, Passes]:

@@ -174,7 +174,10 @@ def test_rotary_frequencies_are_those_of_the_formula(name, model_of):
     (site,) = discover_sites(model_of(name), build_probe(name)).sites
     if ROTATIONS[name] is None:
         assert site.rotary_frequency == ()
+        # the layers of Gemma-3 rotate the same pairs at different angles
+        assert site.rotary_dimensions == (((0, 4), (1, 5), (2, 6), (3, 7)) if name == "gemma3" else ())
         return
+    assert site.rotary_dimensions == ()
     n_turned, base = ROTATIONS[name]
     angles = [base ** (-2 * i / n_turned) for i in range(n_turned // 2)]
     turned = (

@@ -207,7 +207,7 @@ def test_a_damaged_unfinished_run_begins_anew(job, tmp_path):
 def test_ctrl_c_on_the_command_line(job, tmp_path, without_shape_checks):
     """A process on a terminal that gets the signal while its bar moves, and the same command again."""
     texts = tmp_path / "texts.txt"
-    texts.write_text(texts.read_text() * 3)
+    texts.write_text(texts.read_text() * 6)
     job["run"]["batch_size"] = 1
     arguments = [job_file(job, tmp_path), "--controls", "0", "--json"]
     command = [sys.executable, "-c", "from headatlas.pipeline.commands.intervene import app; app()", *arguments]
@@ -217,7 +217,7 @@ def test_ctrl_c_on_the_command_line(job, tmp_path, without_shape_checks):
     )
     os.close(other_end)
     shown = ""
-    bar = r"zero: 12 interventions.* [1-9]\d% \d+/546 \d:\d\d:\d\d"  # passes that are done, and the remaining time
+    bar = r"zero: 12 interventions.* [1-9]\d% \d+/1,?092 \d:\d\d:\d\d"  # passes that are done, and the remaining time
     while not re.search(bar, shown, re.DOTALL):
         shown += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", os.read(terminal, 4096).decode(errors="replace"))
     process.send_signal(signal.SIGINT)

@@ -16,11 +16,17 @@ from typer.testing import CliRunner
 from headatlas.pipeline.commands.intervene import app
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.interventions.head_effects import intervene
-from headatlas.pipeline.interventions.request import Request
+from headatlas.pipeline.interventions.request import Request, parse_heads
 from headatlas.pipeline.job.job_runner import run_job
 from headatlas.store import open_store
-from headatlas.store.errors import HeadAtlasError
+from headatlas.store.errors import ConfigError, HeadAtlasError
+from headatlas.store.schema.traces import Site
 from tools.handmade_gpt2 import D_HEAD, INDUCTION, N_TOKENS, PREVIOUS, WIDTH, repeated_tokens, save_handmade_gpt2
+
+SITE = Site(
+    name="decoder", n_layers=2, n_heads=4, n_kv_heads=4, d_head=8, causal=True, scaling=(1.0, 1.0),
+    softcap=(None, None), window=(None, None),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +236,10 @@ def _job_file(document: dict, folder) -> str:
     [
         (Request(action="delete"), r"expected zero, mean"),
         (Request(action="scale:x"), r"expected zero, mean"),
+        (Request(action="scale:1e999"), r"the factor is 1e999; expected -1000 to 1000"),
+        (Request(action="scale:2e9", edges="induction"), r"the factor is 2e9"),
+        (Request(measure="loss", candidates=("she",)), r"--candidates belongs to the measure candidates"),
+        (Request(label="good", candidates=("she",)), r"--label belongs to the measure label"),
         (Request(action="dimensions:900:0"), r"dimensions 0 to"),
         (Request(action="dimensions:1,2"), r"have no factor; expected 1,2:FACTOR"),
         (Request(action="block"), r"add --edges PATTERN"),
@@ -254,6 +264,31 @@ def _job_file(document: dict, folder) -> str:
 def test_a_wrong_request_says_what_to_do(pair_job, request_, message):
     with pytest.raises(HeadAtlasError, match=message):
         intervene(parse_config(pair_job), request_)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[5.10]", r'has the head 5\.1; expected text such as "5\.10"'),
+        ('{"heads": [{"layer": 0}]}', r"has the head \{'layer': 0\}; expected text"),
+        (
+            '{"search": {"site": "cross"}, "heads": [{"layer": 0, "head": 1}]}',
+            r"heads of the site cross.*add --site cross",
+        ),
+        ('{"site": "encoder", "heads": ["0.1"]}', r"heads of the site encoder, and the intervention is at decoder"),
+        ('{"rows": []}', r"has no list of heads"),
+        ("[" * 100_000, r"is not JSON"),
+        ("0.1,0.2", r"is not JSON"),
+        ("[]", r"names no head"),
+    ],
+)
+def test_a_wrong_file_of_heads_says_what_to_do(tmp_path, content, message):
+    path, site = tmp_path / "heads.json", SITE
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        parse_heads(str(path), site, together=False)
+    path.write_text('{"search": {"site": "decoder"}, "heads": [{"layer": 1, "head": 2}]}')
+    assert parse_heads(str(path), site, together=False) == [((1, 2),)]
 
 
 def test_masked_models_and_classifiers_have_their_own_measures(tmp_path, tiny_job, tiny_folder):

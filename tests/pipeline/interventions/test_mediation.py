@@ -17,7 +17,8 @@ from headatlas.pipeline.commands.mediate import app
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.interventions.mediation.continuation_sequences import PairColumns
 from headatlas.pipeline.interventions.mediation.effects_map import effects_map
-from headatlas.pipeline.interventions.mediation.mediated_effects import Mediation, MediationRequest, mediate
+from headatlas.pipeline.interventions.mediation.mediated_effects import MediationRequest, mediate
+from headatlas.pipeline.interventions.mediation.mediation_result import Mediation
 from headatlas.store.errors import ConfigError, HeadAtlasError, UnsupportedModelError
 
 NOUNS = ("nurse", "doctor", "dog", "cat", "tree", "home", "old")
@@ -130,6 +131,14 @@ def test_effects_equal_a_slow_computation(job_of, name):
         assert result.total[i] == pytest.approx(slow.odds(str(other["text"]), first, second, {}) / y - 1, abs=1e-5)
         for changed, indirect, direct in [
             (heads, result.indirect_of_all[i], result.direct_of_all[i]),
+            *(
+                (
+                    [head for head in heads if head[0] == k],
+                    result.indirect_of_layers[k, i],
+                    result.direct_of_layers[k, i],
+                )
+                for k in range(n_layers)
+            ),
             *(([head], result.indirect[h, i], result.direct[h, i]) for h, head in enumerate(heads)),
         ]:
             from_other = {(layer, head): of_other[layer][head] for layer, head in changed}
@@ -282,13 +291,18 @@ def test_the_command(job_file, tmp_path):
     effects = [row["indirect"] for row in answer["heads"]]
     assert effects == sorted(effects, reverse=True)
     table = pd.read_csv(tmp_path / "pairs.csv")
-    assert len(table) == 7 * (1 + len(effects))
+    layers = [row["layer"] for row in answer["layers"]]
+    assert layers == sorted(layers)
+    assert len(table) == 7 * (1 + len(layers) + len(effects))
     indirect = table["indirect"].to_numpy()[table["heads"].to_numpy() == "all"].mean()
     assert indirect == pytest.approx(answer["mediation"]["indirect"]["effect"])
     svg = (tmp_path / "map.svg").read_text()
     assert svg.count("<title>") == len(effects)
     shown = runner.invoke(app, [*arguments, "--top", "2"])
     assert "all heads" in shown.stdout
+    assert "layer 1" in shown.stdout
+    by_layer = runner.invoke(app, [*arguments, "--csv", "--table", "layers"])
+    assert by_layer.stdout.splitlines()[0].startswith("layer,indirect,indirect_low")
     planned = runner.invoke(app, [*arguments[:-1], "--plan"])
     assert "7 pairs; " in planned.stderr
     assert "about" in planned.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -144,6 +145,23 @@ def test_changing_nothing_changes_nothing(make_passes, model_of, name):
     for reuse in (True, False):
         for one in variants:  # one variant has the batch of the pass without intervention
             assert (passes.run([one], reuse_prefix=reuse) == 0).all()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
+def test_the_output_head_runs_only_on_tokens_whose_prediction_is_read(make_passes, model_of, name, monkeypatch):
+    model = build(name, model_of)
+    passes, variants = make_passes(model, NextTokenLoss()), [Variant((Edit(1, 2, Zero()),))]
+    shapes: list[tuple[int, ...]] = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _module, arguments: shapes.append(tuple(arguments[0].shape[:-1]))
+    )
+    effects = passes.run(variants)
+    handle.remove()
+    assert {shape[0] for shape in shapes} == {1}
+    # 7, 5, 7 and 4 tokens, without the last of each, with and without the change
+    assert sum(shape[1] for shape in shapes) == 2 * (6 + 4 + 6 + 3)
+    monkeypatch.setattr(module, "predicting", lambda _model, _is_read: contextlib.nullcontext())
+    np.testing.assert_allclose(effects, passes.run(variants), atol=1e-6)
 
 
 def test_a_batch_of_variants_that_needs_too_much_memory_is_halved(make_passes, model_of, monkeypatch):

@@ -35,9 +35,13 @@ CHANGES = {
     "glm": "pairs:0-1:0",
     "phi": "pair:1:0+7:2",
     "gpt-neox": "pair:0:0+4:-1",
+    "gemma3": "pair:0:0+pairs:2-3:0.25",
+    "modernbert": "pairs:1,3:0",
 }
 """Half-split pairs: Llama, Gemma-2 (soft cap, window). Pairs side by side in a part of the head: GLM. A half-split part:
-Phi and GPT-NeoX. No rotation: BERT."""
+Phi and GPT-NeoX. No rotation: BERT. Layers with a rotation of their own: Gemma-3 and ModernBERT."""
+HEADLESS = ("gemma3", "modernbert")
+"""Models that are saved without their output head."""
 
 
 def scale_query_weights(model: torch.nn.Module, layer: int, factors: dict[int, float], site: Site) -> None:
@@ -46,12 +50,21 @@ def scale_query_weights(model: torch.nn.Module, layer: int, factors: dict[int, f
     The two dimensions of a rotary pair must have the same factor, so that scaling and rotation commute.
     """
     vector = torch.from_numpy(factor_vector(factors, site.d_head))
-    names = ("q_proj", "query", "query_key_value")
+    norms = [module for name, module in model.named_modules() if name.endswith(f"layers.{layer}.self_attn.q_norm")]
+    if norms:  # it follows the projection, and multiplies by 1 + weight (Gemma-3)
+        with torch.no_grad():
+            norms[0].weight.copy_((1 + norms[0].weight) * vector - 1)
+        return
+    names = ("q_proj", "query", "query_key_value", "Wqkv")
     (projection,) = (
         module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and f".{layer}." in name and name.rpartition(".")[2] in names
     )
+    if projection.out_features == 3 * site.n_heads * site.d_head and hasattr(model.config, "local_attention"):
+        with torch.no_grad():
+            projection.weight.view(3, site.n_heads, site.d_head, -1)[0] *= vector[:, None]  # (query, key, value), head
+        return
     fused = 3 if projection.out_features == 3 * site.n_heads * site.d_head else 1  # [head, (query, key, value), d_head]
     with torch.no_grad():
         for parameter in projection.parameters():  # weight, and bias if there is one
@@ -107,7 +120,7 @@ def compare(job, tmp_path: Path, layer: int, change: str) -> tuple[int, float, f
 def test_store_and_model_agree(tiny_job, folder_of, tmp_path, name):
     """All heads of a layer over 12 texts: in the call of the running model, and in a model with changed weights."""
     keep = {"attention": "none", "query_key": "float32", "edges": False}
-    source = tiny_job["model"] if name == "bert" else {"source": str(folder_of(name))}
+    source = tiny_job["model"] if name == "bert" else {"source": str(folder_of(name, head=name not in HEADLESS))}
     job = parse_config(tiny_job | {"model": source, "keep": keep, "corpus": tiny_job["corpus"] | {"max_examples": 12}})
     n_examples, hook, eager = compare(job, tmp_path, 1, CHANGES[name])
     assert n_examples == 12
@@ -133,7 +146,7 @@ def test_store_and_model_agree_over_100_examples(tmp_path, config, layer, change
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("bert", "no rotary embedding"), ("gemma3", "layers rotate differently")]
+    ("name", "message"), [("bert", "no rotary embedding"), ("llama4", "Not all of its layers rotate the same pairs")]
 )
 def test_rotary_pairs_are_refused_where_they_are_not_known(model_of, name, message):
     (site,) = find_sites(model_of(name), build_probe(name)).sites

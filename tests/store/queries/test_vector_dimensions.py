@@ -100,6 +100,21 @@ def test_rotary_pairs_add_up_and_are_ordered_by_frequency(tmp_path):
     assert unknown.pairs().empty
 
 
+def test_pairs_that_layers_rotate_at_different_angles_have_no_period(tmp_path):
+    dimensions = ((0, 3), (1, 4), (2, 5))
+    store = make_query_key_store(tmp_path / "store", make_site(rotary=True, rotary_dimensions=dimensions))
+    result = neurons(store, "key.position < query.position", 1, 2)
+    by_pair = result.pairs().set_index("pair")
+    values = result.dimensions["difference"].to_numpy()
+    assert by_pair.loc[1, "difference"] == pytest.approx(values[1] + values[4])
+    assert np.isnan(by_pair.loc[1, "period"])
+    assert result.pairs()["difference"].sum() == pytest.approx(result.score_difference)
+    shown = run(store.path, "key.position < query.position", "--head", "1.2")
+    assert "which differs between the layers of this model" in " ".join(shown.split())
+    with pytest.raises(ValueError, match="names a dimension twice"):
+        make_site(rotary=True, rotary_dimensions=((0, 3), (3, 4)))
+
+
 def test_errors_and_empty_results(tmp_path):
     site = make_site()
     spec = make_spec(Keep(query_key=None, edges=3), (site,))

@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 SOURCES = ["The nurse met him .", "They left early .", "He agreed with the plan ."]
+EFFECTS = np.linspace(-0.2, 0.9, 2 * 4 * 3, dtype=np.float32).reshape(2, 4, 3)
+"""Effects of the heads at the cross-attention, as `headatlas intervene --keep` adds them."""
 TARGETS = ["Die Krankenschwester traf ihn .", "Sie gingen früh .", "Er stimmte dem Plan zu ."]
 
 
 @pytest.fixture(scope="module")
 def translations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of three sentences in two languages, with the three sites of an encoder–decoder."""
-    return write_store(tmp_path_factory.mktemp("traces") / "pairs", n_segments=1, rows=SOURCES, targets=TARGETS)
+    """A store of three sentences in two languages, with the three sites of an encoder–decoder and effects at one of them."""
+    path = write_store(tmp_path_factory.mktemp("traces") / "pairs", n_segments=1, rows=SOURCES, targets=TARGETS)
+    description = "zero: change of the next-token loss, nats per token, measured; headatlas intervene"
+    open_store(path).add_statistic("zero_loss", EFFECTS, site="cross", unit="nats per token", description=description)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +141,22 @@ def test_an_encoder_decoder_is_looked_at_site_by_site(page: Page, url: str, tran
     opened(page, url, "store=pairs&site=decoder&page=views&view=matrix&layer=1")
     page.get_by_label("attention site").wait_for()
     assert page.get_by_label("attention site").input_value() == "decoder"
+
+
+def test_kept_effects_are_a_choice_of_the_map_at_their_site(page: Page, url: str, translations: Path) -> None:
+    opened(page, url, "store=pairs&site=cross")
+    page.get_by_label("statistic", exact=True).select_option("zero_loss")
+    wait_query(page, statistic="zero_loss")
+    page.locator("canvas[data-choice=zero_loss]").wait_for()
+    lengths = np.array([len(example.tokens("target")) for example in open_store(translations).examples])
+    means = (EFFECTS * lengths).sum(axis=-1) / lengths.sum()
+    shown = wait_rows(page, "numbers of the head map", lambda mirror_rows: len(mirror_rows) == means.size)
+    assert {row["head"]: float(row["value"]) for row in shown} == {
+        f"{layer}.{head}": pytest.approx(means[layer, head], abs=1e-5) for layer in range(2) for head in range(4)
+    }
+    page.get_by_text("nats per token").first.wait_for()
+    opened(page, url, "store=pairs&site=encoder")
+    assert page.get_by_label("statistic", exact=True).locator("option[value=zero_loss]").count() == 0
 
 
 def test_the_head_view_is_walked_by_keys_and_says_what_it_shows(page: Page, url: str, store: Store) -> None:
