@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar, NotRequired, TypedDict
 
+import numpy as np
 import param
 
+from headatlas.store.errors import NotFoundError
+
+from ..figures.attention_figures import MapChoices, map_figure
+from ..figures.figure_parts import Caption, Figure
 from ..frames.alignment import DifferenceFrame, HeadChange
+from ..frames.view_frames import tokens_frame
 from .esm_view import ESMView
 
 
@@ -52,5 +58,22 @@ class Difference(ESMView):
 
     frame_types = (DifferenceFrame,)
 
+    picture = "difference"
     _esm = _bundle = "difference.js"
     _priority_changes: ClassVar[list[str]] = ["pin"]
+
+    def figure(self, caption: Caption, width_mm: float) -> Figure:
+        """Draw the difference. Tokens that differ between A and B carry both labels."""
+        frame = self.frame
+        if not frame.get("shape"):
+            raise NotFoundError("nothing is compared, so there is no figure. Choose A and B first.")
+        sides = [
+            tokens_frame([a if a == b else f"{a}/{b}" for a, b in zip(*labels, strict=True)], hidden)
+            for labels, hidden in zip(zip(*frame["labels"], strict=True), frame["hidden"], strict=True)
+        ]
+        choices = MapChoices(
+            f"B \u2212 A, {caption.head}", "difference", hide_special=True, is_signed=True, label="difference",
+            ends=("A", "B"), sentences=tuple(caption.sentence.split("\n")),
+        )  # fmt: skip
+        delta = -np.asarray(frame["delta"], np.float32).reshape(frame["shape"])  # blue is more in A, as on the page
+        return map_figure(delta, sides[0], sides[1], choices, caption.with_notes(frame["title"]), width_mm)

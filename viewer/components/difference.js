@@ -14,7 +14,7 @@ export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => draw());
   const tip = tooltip(root), note = el("span.r"), canvas = el("canvas", {role: "img"}), ramp = el("canvas"), low = el("span"), high = el("span"), lower = el("div");
   const map = el("div.map", {tabindex: 0, role: "group", "aria-label": "difference of two maps: rows attend to columns"}, canvas), legend = el("div.legend", null, low, ramp, high);
-  const body = el("div.body", null, el("p.sect", {style: "padding-right:30px"}, "Difference B \u2212 A", note), map, legend, lower), card = el("section.card", {"data-picture": "difference"}, body);
+  const body = el("div.body", null, el("p.sect", {style: "padding-right:30px"}, "Difference B \u2212 A", note), map, legend, lower), card = el("section.card", {"data-picture": "difference", "data-figure": ""}, body);
   root.append(card);
   const table = mirror(card, "difference of two maps");
   let frame = {}, width = 0, cell = [1, 1], hover = null;

@@ -59,6 +59,13 @@ def facts_frame(data: DataSource) -> FactsFrame:
     return {"facts": facts, "tag": tag, "left_out": list(map(visible, lines))}
 
 
+def names_of(data: DataSource) -> tuple[str, str]:
+    """Return short names of the model and of the corpus of a store, for titles."""
+    provenance = data.store.manifest.provenance
+    model = _short_name(provenance.get("model")) or data.name
+    return model.removesuffix("/model").rpartition("/")[2], _short_name(provenance.get("corpus")) or data.name
+
+
 def error_bound(spec: TraceSpec) -> str:
     """Format the largest error of a stored weight."""
     if spec.keep.attention is None:

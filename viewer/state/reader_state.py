@@ -18,6 +18,7 @@ from param.parameterized import batch_call_watchers
 
 from .address_values import (
     ARCS,
+    FACTORS,
     HEAD,
     INTEGER,
     PIN,
@@ -43,6 +44,7 @@ POOLINGS = ("maximum", "mean")
 SCALES = ("sqrt", "linear", "log")
 SAMPLES = ("strongest", "deciles", "random", "weakest")
 ARRANGEMENTS = ("layer", "weight", "search")
+DIMENSION_ORDERS = ("dimension", "part", "pairs")
 COMPARISONS = ("examples", "heads", "models")
 THEMES = ("auto", "light", "dark")
 MAX_QUERY, MAX_FIELDS = 32_000, 500
@@ -54,9 +56,16 @@ MAX_HEADS = 256
 _FIELDS = (
     "store", "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example",
     "pin", "share", "keys", "specials", "unit", "segments", "weights", "layout", "pooling", "scale", "zoom", "arrange",
+    "dimension_order", "dimension", "measured", "factors",
     "compare", "other_example", "other_head", "other_store", "shade", "sample", "arcs", "where", "text", "order", "row",
     "lengths", "scores", "theme",
 )  # fmt: skip
+
+_DEPENDENT = {
+    ("store", "site", "layer", "head"): ("factors", "dimension", "measured"),
+    ("example", "pin"): ("measured",),
+}
+"""Fields that are cleared when one of others changes: dimensions belong to a head, a measured key to a row."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,12 @@ class ViewState(param.Parameterized):
     scale = param.Selector(default="sqrt", objects=list(SCALES), doc="scale of the matrix's colours")
     zoom = param.String(default="", doc="first row, first column and width of the matrix's window")
     arrange = param.Selector(default="layer", objects=list(ARRANGEMENTS), doc="order of the model view's heads")
+    dimension_order = param.Selector(
+        default="dimension", objects=list(DIMENSION_ORDERS), doc="order of the dimensions in the neuron view"
+    )
+    dimension = param.String(default="", doc="number of the marked dimension; empty: the one with the largest part")
+    measured = param.String(default="", doc="position of the key whose score is measured; empty: the strongest key")
+    factors = param.String(default="", doc="factors of dimensions, as 12,44:0+7:0.5 or pairs:0-4:0")
     compare = param.Selector(default="examples", objects=list(COMPARISONS))
     other_example = param.String(default="", doc="number of the second example; empty: the other of the pair")
     other_head = param.String(default="", doc="second head as layer.head, in `other_store` if models are compared")
@@ -237,6 +252,7 @@ class ViewState(param.Parameterized):
         """Set the valid values of `patch` in one step. Returns the rejected values with the reasons."""
         problems: list[Problem] = []
         values: dict[str, Any] = {}
+        patch = self._completed(patch)
         for name in sorted(patch, key=lambda n: n != "site"):  # the site determines the numbers of layers and heads
             value = patch[name]
             try:
@@ -250,6 +266,16 @@ class ViewState(param.Parameterized):
                 if getattr(self, name) != value:
                     setattr(self, name, value)
         return problems
+
+    def _completed(self, patch: Mapping[str, Any]) -> dict[str, Any]:
+        """Split ``head=5.8`` into layer and head, and clear what belongs to the row or head that is left."""
+        completed = dict(patch)
+        if isinstance(head := patch.get("head"), str) and (match := HEAD.fullmatch(head)):
+            completed["layer"], completed["head"] = match[1], match[2]
+        for fields, dependent in _DEPENDENT.items():
+            if any(name in completed and str(completed[name]) != str(getattr(self, name)) for name in fields):
+                completed = {**dict.fromkeys(dependent, ""), **completed}
+        return completed
 
     def _valid_value(self, name: str, value: Any, values: Mapping[str, Any]) -> Any:
         if name not in self.FIELDS:
@@ -267,6 +293,10 @@ class ViewState(param.Parameterized):
             return option(value, ("", *self._bounds.stores)) if self._bounds.stores else text_value(value)
         if name == "zoom":
             return matching(ZOOM, value, "expected row,column,width of the matrix's window, such as 0,120,64")
+        if name in ("dimension", "measured"):
+            return matching(INTEGER, value, "expected a whole number, or nothing")
+        if name == "factors":
+            return matching(FACTORS, value, "expected dimensions with factors, such as 12,44:0+7:0.5 or pairs:0-4:0")
         if name == "arcs":
             return matching(ARCS, value, "expected at most 12 arcs as query>key, separated by commas, such as 7>5,3>2")
         if name == "other_head":
