@@ -33,6 +33,17 @@ class ComparisonFrame(TypedDict):
     """Head of B, marked in the list."""
     number: NotRequired[str]
     """Number of B, if examples are compared."""
+    search: NotRequired[str]
+    """Text that examples were searched for, to choose B."""
+    matches: NotRequired[list[list[str]]]
+    """First examples with this text as [number, label]."""
+    n_matches: NotRequired[int]
+    pairs: NotRequired[str]
+    """Pairs that rank the heads: empty for the shown one, if A and B are a minimal pair."""
+    scopes: NotRequired[list[list[str]]]
+    """Choices of `pairs` as [value, label]."""
+    about: NotRequired[str]
+    """Description of the pairs that ranked the heads."""
     why: str
     """Reason why the list of heads is empty."""
 
@@ -40,7 +51,8 @@ class ComparisonFrame(TypedDict):
 class Comparison(ESMView):
     """Left side: the kind of comparison (examples, heads or models), A and B, and the heads that change.
 
-    Messages for `on_msg`: ``{"compare": ...}``, ``{"b": value}``, ``{"head": "5.8"}`` and ``{"swap": true}``.
+    Messages for `on_msg`: ``{"compare": ...}``, ``{"b": value}``, ``{"find": text}``, ``{"pairs": scope}``,
+    ``{"head": "5.8"}`` and ``{"swap": true}``.
     """
 
     frame_types = (ComparisonFrame,)

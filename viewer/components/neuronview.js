@@ -98,7 +98,7 @@ export function render({model, el: host}) {
     const context = c.getContext("2d"), data = context.createImageData(d, c.height), pixels = new Uint32Array(data.data.buffer);
     let most = 1e-9;
     for (let i = 0; i < d * count; i++) most = Math.max(most, Math.abs(values(Math.floor(i / d), order[i % d])));
-    for (let i = 0; i < d * count; i++) { const v = values(Math.floor(i / d), order[i % d]) / most; pixels[i] = (v < 0 ? p.down : p.up)[Math.floor(Math.pow(Math.abs(v), .7) * 255 + .5)]; }
+    for (let i = 0; i < d * count; i++) { const v = values(Math.floor(i / d), order[i % d]) / most; pixels[i] = (v < 0 ? p.down : p.rise)[Math.floor(Math.pow(Math.abs(v), .7) * 255 + .5)]; }
     context.putImageData(data, 0, 0);
     return c;
   }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 MAX_TEXT = 2_000
@@ -78,3 +78,16 @@ def share(value: Any) -> float:
     if not 0 <= number <= 1:
         raise ValueError("expected a number from 0 to 1")
     return round(number, 6)
+
+
+def number_text(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as ``0 to 5`` or ``1, 3, 5``."""
+    is_range = numbers[-1] - numbers[0] == len(numbers) - 1
+    return f"{numbers[0]} to {numbers[-1]}" if is_range else ", ".join(map(str, numbers))
+
+
+def missing_example(examples: Collection[int]) -> str:
+    """Return why a number is not that of an example."""
+    if not examples:
+        return "this store has no example yet"
+    return f"this store has {len(examples)} examples, numbers {min(examples)} to {max(examples)}"

@@ -51,7 +51,7 @@ _HEADS = frozenset({"page", "site", "statistic", "pattern", "layer", "head"})
 _EXAMPLE = frozenset({"page", "view", "site", "example", "layer", "head", "heads", "pin", "specials"})
 _LINES = _EXAMPLE | {"share", "keys", "unit", "segments", "weights", "layout"}
 _DIMENSIONS = frozenset({"dimension_order", "dimension", "measured", "factors"})
-_OTHERS = frozenset({"compare", "other_example", "other_head", "other_store"})
+_OTHERS = frozenset({"compare", "pairs", "other_example", "other_head", "other_store"})
 
 VIEWS = (
     PageRow("head", "Head view", "head_page:HeadViewPage", _LINES, ("left", "right"), "example", picture="head view"),
