@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import param
 
 from headatlas.store.errors import NotFoundError
@@ -38,5 +39,5 @@ class Space(ESMView):
             raise NotFoundError("there is no picture of queries and keys, so there is no figure of them.")
         groups = (frame["groups"], frame["group_of"]) if frame["shade"] not in ("side", "position") else ([], frame["group_of"])  # fmt: skip
         return space_figure(
-            frame["query"], frame["key"], groups, frame["shade"], frame["facts"], caption, width_mm
+            np.reshape(frame["query"], (-1, 2)), np.reshape(frame["key"], (-1, 2)), groups, frame["shade"], frame["facts"], caption, width_mm
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 from typing import Any, TypedDict
 
@@ -63,7 +64,9 @@ def names_of(data: DataSource) -> tuple[str, str]:
     """Return short names of the model and of the corpus of a store, for titles."""
     provenance = data.store.manifest.provenance
     model = _short_name(provenance.get("model")) or data.name
-    return model.removesuffix("/model").rpartition("/")[2], _short_name(provenance.get("corpus")) or data.name
+    if match := re.fullmatch(r"[\w.-]+/([\w.-]+)", model.removesuffix("/model")):  # owner/name
+        model = match[1]
+    return model.removesuffix("/model"), _short_name(provenance.get("corpus")) or data.name
 
 
 def error_bound(spec: TraceSpec) -> str:

@@ -127,7 +127,7 @@ def finish(drawing: Drawing, y: float, caption: Caption, kind: str) -> Figure:
     return Figure(drawing, caption.file_name(kind))
 
 
-def number(value: float, digits: int = 2) -> str:
+def number(value: float | np.floating, digits: int = 2) -> str:
     """Format a number as the viewer does: ``.41``, ``1.00``, ``−1.2``."""
     if not np.isfinite(value):
         return "\u2013"

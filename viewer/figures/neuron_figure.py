@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from ..frames.geometry import dimension_parts, rescaled_row
 from ..frames.view_frames import NeuronFrame, TokensFrame
@@ -21,7 +21,7 @@ def neuron_figure(
     queries: TokensFrame,
     keys: TokensFrame,
     *,
-    order: Sequence[int],
+    order: Int64[np.ndarray, "d_head"],
     factors: Mapping[int, float],
     measured: int,
     hide_special: bool,
@@ -46,22 +46,21 @@ def neuron_figure(
     span = max(40.0, (drawing.width - left - numbers - 14) / 2)
     x_key, x_product = left, left + span + 7
     x_score, x_attention = x_product + span + 24, x_product + span + 30
-    ordered = np.asarray(order, np.int64)
-    scale = np.array([factors.get(int(d), 1.0) for d in ordered], np.float64)
-    vectors = frame["keys"].astype(np.float64)[np.ix_(positions, ordered)]
-    products = vectors * frame["query"].astype(np.float64)[ordered] * scale
+    scale = np.array([factors.get(int(d), 1.0) for d in order], np.float64)
+    vectors = frame["keys"].astype(np.float64)[np.ix_(positions, order)]
+    products = vectors * frame["query"].astype(np.float64)[order] * scale
     for x, text in ((x_key, "key vectors"), (x_product, "query \u00d7 key"), (x_score - 22, "score"), (x_attention, "attention")):  # fmt: skip
         drawing.text(x, y + 4, text, SMALL, bold=True)
-    y = _parts(drawing, y + 9, frame, ordered, scale, measured, x_product, span, measured_label)
+    y = _parts(drawing, y + 9, frame, order, scale, measured, x_product, span, measured_label)
     drawing.text(left - 2, y + 4, shortened(query_label, room), BODY, "right", INK["accent-ink"], bold=True)
     most_query = float(np.abs(frame["query"]).max(initial=1e-9))
-    map_cells(drawing, _toned(frame["query"][ordered][None] / most_query), x_key, y, (span / len(ordered), 8), is_signed=True)  # fmt: skip
+    map_cells(drawing, _toned(frame["query"][order][None] / most_query), x_key, y, (span / len(order), 8), is_signed=True)  # fmt: skip
     drawing.rect(x_key, y, span, 8, stroke=INK["accent"], line=0.6)
     y += 13
     pitch = 9.4
     for x, values in ((x_key, vectors), (x_product, products)):
         most = float(np.abs(values).max(initial=1e-9))
-        map_cells(drawing, _toned(values / most).astype(np.float32), x, y, (span / len(ordered), pitch), is_signed=True)  # fmt: skip
+        map_cells(drawing, _toned(values / most).astype(np.float32), x, y, (span / len(order), pitch), is_signed=True)  # fmt: skip
         drawing.rect(x, y, span, pitch * len(positions), stroke=INK["line-2"], line=0.4)
     for index, k in enumerate(positions.tolist()):
         middle = y + pitch * (index + 0.5)

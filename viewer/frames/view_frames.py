@@ -208,7 +208,7 @@ def head_name(head: Head) -> str:
 
 
 def tokens_frame(
-    labels: Sequence[str], special: Sequence[bool] | None = None, pieces: Sequence[str] | None = None
+    labels: Sequence[str], special: Sequence[bool] | np.ndarray | None = None, pieces: Sequence[str] | None = None
 ) -> TokensFrame:
     """Make the frame of one side's tokens. `token_labels.label` writes `labels`; `pieces` are for tooltips."""
     return {

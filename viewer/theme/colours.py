@@ -69,7 +69,7 @@ SEQUENTIAL: dict[Theme, tuple[str, ...]] = {
     "dark": ("#151A22", "#1C2A49", "#23407F", "#2F5BB6", "#4F7FDD", "#80A5F2", "#B5CBFA", "#EEF3FF"),
 }
 NEGATIVE: dict[Theme, tuple[str, ...]] = {
-    "light": ("#FFFFFF", "#FBE9D7", "#F5CDA4", "#EBA968", "#D98334", "#B8600F", "#8A4306", "#5C2B03"),
+    "light": ("#FFFFFF", "#FBE9D7", "#F5CDA4", "#EBA968", "#D98334", "#B8600F", "#8A4306", "#662F02"),
     "dark": ("#151A22", "#33251A", "#553619", "#7A4A1A", "#A0611E", "#C77A25", "#EA9633", "#FFB75A"),
 }
 POSITIVE: dict[Theme, tuple[str, ...]] = {
