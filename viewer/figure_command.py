@@ -14,7 +14,8 @@ app = typer.Typer(rich_markup_mode="rich")
 def figure(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a store.", show_default=False)],
     address: Annotated[
-        str, typer.Argument(help="Address of a page of the viewer, or its part after the question mark.")
+        str,
+        typer.Argument(metavar="ADDRESS", help="Address of a page of the viewer, or its part after the question mark."),
     ] = "",
     out: Annotated[
         Path | None,

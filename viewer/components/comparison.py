@@ -85,7 +85,7 @@ class Difference(ESMView):
         ]
         choices = MapChoices(
             f"B \u2212 A, {caption.head}", "difference", hide_special=True, is_signed=True, label="difference",
-            ends=("A", "B"), sentences=tuple(caption.sentence.split("\n")),
+            ends=("B", "A"), sentences=tuple(caption.sentence.split("\n")),
         )  # fmt: skip
         delta = -np.asarray(frame["delta"], np.float32).reshape(frame["shape"])  # blue is more in A, as on the page
         return map_figure(delta, sides[0], sides[1], choices, caption.with_notes(frame["title"]), width_mm)

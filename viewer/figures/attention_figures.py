@@ -108,7 +108,8 @@ def lines_figure(
             text = shortened(label, room, size)
             drawing.text(x, rows[i], text, size, align, ink, bold=is_pin or bool(other and other > 0.15))  # type: ignore[arg-type]
             if other is not None and other >= MIN_LISTED:
-                beside = x + 3 + text_width(text, size) if side else x - 3 - text_width(text, size)
+                across = 3 + text_width(text, size) * (1.12 if other > 0.15 else 1)
+                beside = x + across if side else x - across
                 drawing.text(beside, rows[i], number(other), SMALL, align, INK["ink-2"])  # type: ignore[arg-type]
     y = _weight_legend(drawing, top + pitch * n + 4, inks[0])
     notes = [_lines_note(choices, pin is not None)]

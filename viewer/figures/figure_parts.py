@@ -28,7 +28,7 @@ SCALES: dict[str, Scale] = {
 """Scales of weights, 0 to 1. They are those of paint.js."""
 SCALE_NAMES = {"linear": "", "sqrt": ", \u221a scale", "log": ", log scale"}
 TITLE, BODY, SMALL = 8.0, 7.0, MIN_SIZE
-_NAME = re.compile(r"[^\w.+-]+")
+_NAME = re.compile(r"[^\w.+]+")
 
 
 @dataclass(frozen=True)
