@@ -138,8 +138,8 @@ class Drawing:
 
     def image(self, x: float, y: float, width: float, height: float, pixels: UInt8[np.ndarray, "row column 3"]) -> None:
         """Draw an image. Its pixels are repeated up to the resolution `dpi`, so that no program blurs them."""
-        wanted = max(width / pixels.shape[1], height / pixels.shape[0]) * self.dpi / 72
-        sharp = pixels.repeat(n := max(1, round(wanted)), axis=0).repeat(n, axis=1)
+        repeats = max(width / pixels.shape[1], height / pixels.shape[0]) * self.dpi / 72
+        sharp = pixels.repeat(n := max(1, round(repeats)), axis=0).repeat(n, axis=1)
         data = base64.b64encode(_png(sharp)).decode("ascii")
         self._put(
             "image", x=x, y=y, width=width, height=height, preserveAspectRatio="none",

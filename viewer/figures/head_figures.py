@@ -98,7 +98,7 @@ def scatter_figure(
     for index in finite:
         drawing.dot(*spot(index), 1.9, INK["accent"], opacity=0.55)
     ends = [np.argsort(-np.nan_to_num(axis.values, nan=-np.inf), kind="stable")[:4].tolist() for axis in (x, y)]
-    taken: list[tuple[float, float, float, float]] = []
+    labels: list[tuple[float, float, float, float]] = []
     for index in dict.fromkeys([i for i, name in enumerate(names) if name in marked] + ends[0] + ends[1]):
         if index not in finite:
             continue
@@ -107,9 +107,9 @@ def scatter_figure(
         for dx, dy in ((3, -4), (3, 5), (-3 - width, -4), (-3 - width, 5), (3, -10), (3, 11)):
             box = (cx + dx, cy + dy - 3, cx + dx + width, cy + dy + 3)
             inside = left <= box[0] and box[2] <= drawing.width and top - 3 <= box[1] and box[3] <= bottom
-            clear = all(box[2] < t[0] or box[0] > t[2] or box[3] < t[1] or box[1] > t[3] for t in taken)
+            clear = all(box[2] < t[0] or box[0] > t[2] or box[3] < t[1] or box[1] > t[3] for t in labels)
             if inside and clear:
-                taken.append(box)
+                labels.append(box)
                 drawing.text(box[0], cy + dy, names[index], SMALL)
                 break
     drawing.text(left + side / 2, bottom + 15, x.label, BODY, "center")

@@ -166,7 +166,9 @@ def difference_frame(
     }
 
 
-def _strongest(values: Float32[np.ndarray, "row column"], block: Sequence[int]) -> Float32[np.ndarray, "row column"]:
+def _strongest(
+    values: Float32[np.ndarray, "row column"], block: Sequence[int]
+) -> Float32[np.ndarray, "block_row block_column"]:
     """Return the value with the largest size in each block, with its sign."""
     for axis, side in enumerate(block):
         starts = np.arange(0, values.shape[axis], side)

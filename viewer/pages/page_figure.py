@@ -71,11 +71,11 @@ def draw_figure(
     views = getattr(page, "views", None)
     root = views[session.state.view].view if views else page.view
     drawn = [view for view in root.select(ESMView) if isinstance(view, ESMView) and view.picture]
-    wanted = picture or row.picture
+    title = picture or row.picture
     for view in drawn:
-        if view.picture == wanted:
+        if view.picture == title:
             return view.figure(view.caption(), width_mm)
     names = ", ".join(dict.fromkeys(view.picture for view in drawn))
     raise NotFoundError(
-        f"the page {row.label} has no picture {wanted!r}. {f'Its pictures: {names}.' if names else 'It has no pictures.'}"
+        f"the page {row.label} has no picture {title!r}. {f'Its pictures: {names}.' if names else 'It has no pictures.'}"
     )

@@ -235,13 +235,13 @@ def store_text(store: Store) -> str:
 def test_a_view_is_downloaded_as_picture_table_and_page(page: Page, url: str, store: Store, tmp_path: Path) -> None:
     opened(page, url, f"page=views&view=head&example={EXAMPLE}&layer=1&head=2&pin=q2")
     edges = rows(page, "edges of the head view")
-    menu, waited = page.get_by_label("download head view"), []
+    menu, names = page.get_by_label("download head view"), []
 
     def download(kind: str) -> Path:
         menu.click()
         with page.expect_download() as waiting:
             page.locator(f".downloads[open] [data-format={kind}]").first.click()
-        waited.append(waiting.value.suggested_filename)
+        names.append(waiting.value.suggested_filename)
         target = tmp_path / waiting.value.suggested_filename
         waiting.value.save_as(target)
         return target
@@ -251,7 +251,7 @@ def test_a_view_is_downloaded_as_picture_table_and_page(page: Page, url: str, st
     assert labels
     assert all(f">{label}</text>" in svg for label in labels)
     assert svg.count("<path") >= len(edges)
-    assert waited[-1].startswith("attention-lines_tiny-b-random-b_head-1.2_ex-009_85mm")
+    assert names[-1].startswith("attention-lines_tiny-b-random-b_head-1.2_ex-009_85mm")
     assert 'width="85.00mm"' in svg
     assert ">Head 1.2 \u00b7 tiny-" in svg
     assert store_text(store) in svg

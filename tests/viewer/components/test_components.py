@@ -11,6 +11,7 @@ from headatlas.store.schema.head_dimensions import parse_factors
 from headatlas.store.schema.traces import Site
 from headatlas.viewer.frames import detail_frames as details
 from headatlas.viewer.frames import view_frames as frames
+from headatlas.viewer.frames.geometry import rescaled_row
 
 from ..view_data import random_attention, wait_for
 
