@@ -39,7 +39,8 @@ class NeuronView(ESMView):
 
     def figure(self, caption: Caption, width_mm: float) -> Figure:
         """Draw the row with its factors."""
-        frame, queries, keys = shown_frame(self)
+        shown, queries, keys = shown_frame(self)
+        frame: NeuronFrame = shown  # type: ignore[assignment]
         before = frame["stored"] if len(frame["stored"]) else frame["rebuilt"]
         is_shown = np.asarray(frame["seen"], bool) & ~(np.asarray(keys["special"], bool) & self.hide_special)
         measured = int(self.measured or frame["focus"])

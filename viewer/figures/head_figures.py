@@ -98,8 +98,9 @@ def scatter_figure(
     for index in finite:
         drawing.dot(*spot(index), 1.9, INK["accent"], opacity=0.55)
     ends = [np.argsort(-np.nan_to_num(axis.values, nan=-np.inf), kind="stable")[:4].tolist() for axis in (x, y)]
+    own = [i for i, name in enumerate(names) if name in marked]
     labels: list[tuple[float, float, float, float]] = []
-    for index in dict.fromkeys([i for i, name in enumerate(names) if name in marked] + ends[0] + ends[1]):
+    for index in dict.fromkeys(index for part in (own, *ends) for index in part):
         if index not in finite:
             continue
         cx, cy = spot(index)

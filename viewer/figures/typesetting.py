@@ -30,7 +30,7 @@ def render(svg: str, format: Format, dpi: int = DPI) -> bytes:
     if format == "svg":
         return svg.encode("utf-8")
     try:
-        import typst
+        import typst  # type: ignore[import-not-found]
     except ImportError:
         raise MissingExtraError(
             f"{format.upper()} needs typst: pip install 'headatlas[figures]'. SVG needs no further package."

@@ -182,10 +182,10 @@ def changes_of_pairs(data: DataSource, contrast: Contrast, scope: str) -> tuple[
     table = contrast.table().head(LISTED)
     heads: list[HeadChange] = [
         {
-            "head": head_name((int(row.layer), int(row.head))), "value": float(row.difference),
-            "low": float(row.low), "high": float(row.high),
+            "head": head_name((int(row["layer"]), int(row["head"]))), "value": float(row["difference"]),
+            "low": float(row["low"]), "high": float(row["high"]),
         }
-        for row in table.itertuples()
+        for row in table.to_dict("records")
     ]  # fmt: skip
     n, refused = len(contrast.pair_index), sum(contrast.pairs.refused.values())
     first, second = map(visible, contrast.pairs.variants)

@@ -133,9 +133,10 @@ class ComparisonChoices(ExampleView):
         }  # fmt: skip
         if kind == "examples" and self.data.pair_members(state.example):
             contrast, about = self._contrast[1:]
-            frame |= {"pairs": state.pairs, "scopes": pair_scopes(self.data, contrast if state.pairs else None)}
-            if state.pairs and state.pairs not in [value for value, _ in frame["scopes"]]:
-                frame["scopes"].append([state.pairs, visible(state.pairs)])
+            scopes = pair_scopes(self.data, contrast if state.pairs else None)
+            if state.pairs and state.pairs not in [value for value, _ in scopes]:
+                scopes.append([state.pairs, visible(state.pairs)])
+            frame["pairs"], frame["scopes"] = state.pairs, scopes
             frame["about"] = about if state.pairs and not why else ""
         return frame
 
