@@ -15,7 +15,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help gpu-check demo test test-long quick lint types bench bench-capture bench-search bench-viewer check-definitions docs models tutorials compat dist screenshots constraints clean again
+.PHONY: help gpu-check demo test test-long quick lint types bench bench-capture bench-search bench-viewer check-definitions docs models tutorials compat dist screenshots figures constraints clean again
 
 help:  ## print this list
 	@echo "headatlas: make TARGET"
@@ -86,6 +86,10 @@ dist: .venv/.dev  ## build the wheel and the source archive in dist/
 screenshots: .venv/.dev  ## make the pictures of the documentation from the store of the demo
 	$(MAKE) demo VIEW=0
 	$(PY) tools/screenshots.py
+
+figures: .venv/.dev  ## draw the figures of docs/figures.md from the store of the demo, as SVG, PDF and PNG
+	$(MAKE) demo VIEW=0
+	$(PY) -m tools.paper_figures
 
 constraints: .venv/.dev  ## write constraints.txt from the packages in .venv
 	$(PY) tools/constraints.py >build/constraints.txt

@@ -167,6 +167,24 @@ class Contrast:
         order = np.argsort(-np.abs(np.nan_to_num(table["difference"].to_numpy())), kind="stable")
         return table.take(order.tolist()).reset_index(drop=True)
 
+    def of_pairs(self, selected: Sequence[bool] | np.ndarray, seed: int = 0) -> Contrast:
+        """Return the same comparison over some of its pairs of attention, without reading it again.
+
+        Parameters
+        ----------
+        selected
+            True for each pair of `pair_index` that counts.
+
+        Raises
+        ------
+        ConfigError
+            The comparison is that of a pattern, or no pair is selected.
+        """
+        mask = np.asarray(selected, bool)
+        if self.search is not None or not mask.any():
+            raise ConfigError("no pair is selected, or the mass of a pattern is compared; expected pairs of attention")
+        return _attention_contrast(self.pairs, self.pair_index[mask], self.difference[:, :, mask], self.units, self.heads.coords, self.rounding, seed)  # fmt: skip
+
     def of_head(self, layer: int, head: int) -> Float[np.ndarray, "pair"]:
         """Return the difference of a head in each compared pair.
 
@@ -291,13 +309,26 @@ def attention_contrast(
             )
             difference[row, :, index] = np.abs(first - second).sum(axis=-1, dtype=np.float64).mean(axis=-1) / 2
         on_progress(index + 1, len(pairs.names))
-    code, rounding = units.of(pairs.first), _rounding(store, "attention")
-    p_value = p_above_zero(unit_sums(difference - difference.mean(axis=(0, 1)), code), FLOAT_ROUNDING)
     coords = {"layer": np.array(site_spec.layers), "head": np.arange(site_spec.n_heads)}
+    index = np.arange(len(pairs.names))
+    return _attention_contrast(pairs, index, difference, units, coords, _rounding(store, "attention"), seed)
+
+
+def _attention_contrast(
+    pairs: MinimalPairs,
+    pair_index: Int64[np.ndarray, "pair"],
+    difference: Float[np.ndarray, "layer head pair"],
+    units: SamplingUnits,
+    coords: Mapping[Any, Any],
+    rounding: float,
+    seed: int,
+) -> Contrast:
+    """Compute intervals and tests of distances between pairs."""
+    code = units.of(pairs.first[pair_index])
+    p_value = p_above_zero(unit_sums(difference - difference.mean(axis=(0, 1)), code), FLOAT_ROUNDING)
     no_mass = np.full(difference.shape, np.nan)
     heads = _head_dataset(_head_columns(difference, (no_mass, no_mass), p_value, code, seed), coords)
-    index = np.arange(len(pairs.names))
-    return Contrast(None, pairs, index, difference, heads, units, len(np.unique(code)), rounding)
+    return Contrast(None, pairs, pair_index, difference, heads, units, len(np.unique(code)), rounding)
 
 
 def _head_columns(

@@ -29,7 +29,7 @@ class Card(ESMView):
         self._send = send
 
     def _handle_msg(self, data: Any) -> None:
-        if isinstance(data, dict) and "download" in data:
+        if isinstance(data, dict) and ("download" in data or "figure" in data):
             super()._handle_msg(data)
         elif isinstance(data, dict) and all(isinstance(key, str) for key in data):
             self._send(data)

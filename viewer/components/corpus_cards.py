@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import param
 
+from headatlas.store.errors import NotFoundError
+
 from ..data.store_facts import FactsFrame
+from ..figures.figure_parts import Caption, Figure
+from ..figures.head_figures import AxisValues, head_map_figure, histogram_figure, scatter_figure
 from .card import Card, HeadBookmarks, Patch
 
 
@@ -61,7 +66,18 @@ class HeadMap(Card):
 
     frame_types = (HeadMapFrame,)
 
+    picture = "head map"
     _esm = _bundle = "headmap.js"
+
+    def figure(self, caption: Caption, width_mm: float) -> Figure:
+        """Draw the map of heads."""
+        frame = self.frame
+        if not frame:
+            raise NotFoundError("the map has no numbers yet. Wait until they are read.")
+        values = np.asarray(frame["values"]).reshape(len(frame["layers"]), frame["n_heads"])
+        name = frame["title"] + (f" ({frame['unit']})" if frame["unit"] else "")
+        of_store = replace(caption, head="", example="", model=frame.get("other") or caption.model)
+        return head_map_figure(values, frame["layers"], frame["high"], name, of_store, width_mm)
 
 
 class Axis(TypedDict):
@@ -93,7 +109,20 @@ class Scatter(Card):
 
     frame_types = (ScatterFrame,)
 
+    picture = "heads by two statistics"
     _esm = _bundle = "scatter.js"
+
+    def figure(self, caption: Caption, width_mm: float) -> Figure:
+        """Draw all heads by two statistics."""
+        frame = self.frame
+        if not frame:
+            raise NotFoundError("the scatter plot has no numbers yet. Wait until they are read.")
+        names = [f"{layer}.{head}" for layer in frame["layers"] for head in range(frame["n_heads"])]
+        x, y = (
+            AxisValues(axis["label"] + (f" ({axis['unit']})" if axis["unit"] else ""), np.asarray(axis["values"]), axis["high"])
+            for axis in (frame["x"], frame["y"])
+        )  # fmt: skip
+        return scatter_figure(x, y, names, [self.selected], replace(caption, head="", example=""), width_mm)
 
 
 class Spread(TypedDict):
@@ -123,7 +152,18 @@ class Distribution(Card):
 
     frame_types = (DistributionFrame,)
 
+    picture = "distribution"
     _esm = _bundle = "distribution.js"
+
+    def figure(self, caption: Caption, width_mm: float) -> Figure:
+        """Draw the histogram."""
+        frame = self.frame
+        if not frame:
+            raise NotFoundError("the distribution has no numbers yet. Wait until they are read.")
+        name = frame["title"] + (f" ({frame['unit']})" if frame["unit"] else "")
+        return histogram_figure(
+            frame["counts"], frame["high"], frame["corpus"], name, frame["n"], replace(caption, example=""), width_mm
+        )  # fmt: skip
 
 
 class Link(TypedDict):

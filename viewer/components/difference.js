@@ -14,7 +14,7 @@ export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => draw());
   const tip = tooltip(root), note = el("span.r"), canvas = el("canvas", {role: "img"}), ramp = el("canvas"), low = el("span"), high = el("span"), lower = el("div");
   const map = el("div.map", {tabindex: 0, role: "group", "aria-label": "difference of two maps: rows attend to columns"}, canvas), legend = el("div.legend", null, low, ramp, high);
-  const body = el("div.body", null, el("p.sect", {style: "padding-right:30px"}, "Difference B \u2212 A", note), map, legend, lower), card = el("section.card", {"data-picture": "difference"}, body);
+  const body = el("div.body", null, el("p.sect", {style: "padding-right:30px"}, "Difference B \u2212 A", note), map, legend, lower), card = el("section.card", {"data-picture": "difference", "data-figure": ""}, body);
   root.append(card);
   const table = mirror(card, "difference of two maps");
   let frame = {}, width = 0, cell = [1, 1], hover = null;
@@ -36,7 +36,7 @@ export function render({model, el: host}) {
   }
   function list() {
     const p = paint(), bar = (x, color) => el("i", {style: `width:${100 * clamp(x, 0, 1)}%;background:${color}`});
-    lower.replaceChildren(...(frame.row === null || frame.row === undefined ? [el("hr"), el("p.dim.sm", null, "Pin a query token to compare its row.")] : [el("hr"), el("p.sect", null, "Row of ", el("bdi", null, name(0, frame.row)), el("span.r", null, "A, B")),
+    lower.replaceChildren(...(frame.row === null || frame.row === undefined ? [el("hr"), el("p.dim.sm", null, "Pin a query token to compare its row.")] : [el("hr"), el("p.sect", null, "Row of ", el("bdi", null, name(0, Math.floor(frame.row / frame.block[0]))), el("span.r", null, "A, B")),
       ...frame.rows.map(r => el("div.two", {"data-key": r.key, "data-a": r.a.toFixed(6), "data-b": r.b.toFixed(6)}, el("bdi.ell", null, r.labels[0] === r.labels[1] ? r.labels[0] : r.labels.join(" / ")), el("div", null, bar(r.a, p.pos), bar(r.b, p.neg)), el("span.n", null, signed(r.b - r.a))))]));
   }
   function draw() {
@@ -51,7 +51,7 @@ export function render({model, el: host}) {
     }
     g.strokeStyle = p["line-2"]; g.lineWidth = 1; g.strokeRect(.5, .5, w - 1, h - 1);
     g.strokeStyle = p.accent; g.lineWidth = 1.5;
-    if (frame.row !== null && frame.row !== undefined) g.strokeRect(0, frame.row * cell[1], w, cell[1]);
+    if (frame.row !== null && frame.row !== undefined) g.strokeRect(0, Math.floor(frame.row / frame.block[0]) * cell[1], w, Math.max(1, cell[1]));
     if (hover) { g.strokeStyle = p.ink; g.strokeRect(hover[1] * cell[0], hover[0] * cell[1], cell[0], cell[1]); }
     const r = fit(ramp, 110, 8);
     for (let i = 0; i < 110; i++) { const x = i / 54.5 - 1; r.fillStyle = p.signed(-Math.sign(x) * Math.sqrt(Math.abs(x))); r.fillRect(i, 0, 1, 8); }
@@ -66,7 +66,7 @@ export function render({model, el: host}) {
     tip.show(event, `${name(0, position[0])} \u2192 ${name(1, position[1])}`, [["B \u2212 A", signed(value(...position)), "", true]], "click pins the row");
   });
   canvas.addEventListener("mouseleave", () => { hover = null; tip.hide(); draw(); });
-  canvas.addEventListener("click", event => { const position = frame.delta && hit(event); if (position) model.pin = String(position[0]) === model.pin ? "" : String(position[0]); });
+  canvas.addEventListener("click", event => { const position = frame.delta && hit(event); if (position) { const row = String(position[0] * frame.block[0]); model.pin = row === model.pin ? "" : row; } });
   keyboard(model, map, {n: () => table.toggle()});
   model.on("frame", take);
   model.on("remove", onWidth(map, w => { width = w; draw(); }));

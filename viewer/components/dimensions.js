@@ -15,22 +15,24 @@ export const DIMENSIONS_CSS = `
 
 const SHOWN = 9;
 
-// `view`: {parts, scale: Map, dim, setDim, rescale, rows: [{label, k, now, before}], hidden, edited, paint, pairs,
-// canScale, commands: {name: text}}
+// `view`: {parts, groups: [[dimensions scaled together]], scale: Map, dim, setDim, rescale, rows: [{label, k, now, before}],
+// hidden, edited, paint, pairs, canScale, commands: {name: text}}
 export function dimensionList(host, view) {
-  const {parts, scale, paint: p} = view, ranked = Array.from(parts.keys()).sort((a, b) => Math.abs(parts[b]) - Math.abs(parts[a]) || a - b);
-  const shown = [...new Set([...ranked.slice(0, SHOWN), ...scale.keys(), ...(view.dim === null ? [] : [view.dim])])], most = Math.abs(parts[ranked[0]]) || 1;
+  const {groups, scale, paint: p} = view, parts = groups.map(dims => dims.reduce((sum, d) => sum + view.parts[d], 0)), byPair = groups.some(dims => dims.length > 1);
+  const ranked = [...groups.keys()].sort((a, b) => Math.abs(parts[b]) - Math.abs(parts[a]) || a - b), groupOf = d => groups.findIndex(dims => dims.includes(d));
+  const shown = [...new Set([...ranked.slice(0, SHOWN), ...[...scale.keys()].map(groupOf), ...(view.dim === null ? [] : [groupOf(view.dim)])])], most = Math.abs(parts[ranked[0]]) || 1;
   const pairTitle = d => { const pair = view.pairs.findIndex(members => members.includes(d)); return pair < 0 ? "" : `rotary pair ${pair}: dimensions ${view.pairs[pair].join(" and ")}`; };
-  const send = onceAFrame((d, value) => view.rescale(d, value));
-  const row = d => {
-    const factor = scale.has(d) ? scale.get(d) : 1, zero = factor === 0;
-    const input = el("input", {type: "range", min: 0, max: 2, step: .05, "aria-label": `factor of dimension ${d}`, "data-factor": d, disabled: !view.canScale, style: `--p:${factor * 50}%`});
+  const send = onceAFrame((dims, value) => view.rescale(dims, value));
+  const row = i => {
+    const dims = groups[i], d = dims[0], factor = scale.has(d) ? scale.get(d) : 1, zero = dims.every(member => scale.get(member) === 0), name = dims.length > 1 ? `rotary pair ${i}` : `dimension ${d}`;
+    const input = el("input", {type: "range", min: 0, max: 2, step: .05, "aria-label": `factor of ${name}`, "data-factor": d, disabled: !view.canScale, style: `--p:${factor * 50}%`});
     input.value = factor;
-    input.addEventListener("input", () => { input.style.setProperty("--p", `${input.value * 50}%`); send(d, +input.value); });
-    return el(`div.dim${d === view.dim ? ".on" : ""}`, {"data-dim": d, "data-part": parts[d].toFixed(6)},
-      el("span.pt", null, el("i", {style: `width:${Math.max(1, 38 * Math.abs(parts[d]) / most)}px;background:${parts[d] < 0 ? p.neg : p.pos}`})),
-      el("b.num", {role: "button", tabindex: 0, title: pairTitle(d), onclick: () => view.setDim(d)}, d), input,
-      el("span.v", null, factor === 1 ? number(parts[d]) : `\u00D7${number(factor)}`), el("button.btn.quiet", {"data-zero": d, disabled: !view.canScale, onclick: () => view.rescale(d, zero ? 1 : 0)}, zero ? "back" : "zero"));
+    input.addEventListener("input", () => { input.style.setProperty("--p", `${input.value * 50}%`); send(dims, +input.value); });
+    const choose = () => view.setDim(d);
+    return el(`div.dim${dims.includes(view.dim) ? ".on" : ""}`, {"data-dim": d, "data-dims": dims.join(","), "data-part": parts[i].toFixed(6)},
+      el("span.pt", null, el("i", {style: `width:${Math.max(1, 38 * Math.abs(parts[i]) / most)}px;background:${parts[i] < 0 ? p.neg : p.pos}`})),
+      el("b.num", {role: "button", tabindex: 0, title: pairTitle(d), onclick: choose, onkeydown: event => { if (event.key === "Enter") choose(); }}, dims.length > 1 ? `p${i}` : d), input,
+      el("span.v", null, factor === 1 ? number(parts[i]) : `\u00D7${number(factor)}`), el("button.btn.quiet", {"data-zero": d, disabled: !view.canScale, onclick: () => view.rescale(dims, zero ? 1 : 0)}, zero ? "back" : "zero"));
   };
   const bar = ({label, k, now, before}) => el("div.wl", {"data-key": k, "data-now": now.toFixed(6)}, el("span.ell", null, el("bdi", null, label), el("span.p", null, k)),
     el("div.tr", null, el("i", {style: `width:${Math.min(1, now) * 100}%`}), view.edited ? el("u", {style: `left:calc(${Math.min(1, before) * 100}% - 1px)`}) : null), el("span.n", null, number(now)));
@@ -43,9 +45,9 @@ export function dimensionList(host, view) {
     };
     return el("div.cmd", null, el("code", {"data-command": name}, text), el("button.btn.quiet", {"data-copy": name, title: `copy as command: headatlas ${name}`, onclick: copy}, label));
   };
-  const changed = [...scale.values()].filter(s => s !== 1).length, focus = host.getRootNode().activeElement?.dataset?.factor;
-  host.replaceChildren(el("p.sect", null, "Dimensions", el("span.r", null, "by their part in the score")),
-    el("div.dim.th", null, el("span"), el("span", null, "dim"), el("span", null, "factor"), el("span.v", null, "part"), el("span")), ...shown.map(row),
+  const changed = groups.filter(dims => dims.some(d => (scale.get(d) ?? 1) !== 1)).length, focus = host.getRootNode().activeElement?.dataset?.factor;
+  host.replaceChildren(el("p.sect", null, byPair ? "Rotary pairs" : "Dimensions", el("span.r", null, "by their part in the score")),
+    el("div.dim.th", null, el("span"), el("span", null, byPair ? "pair" : "dim"), el("span", null, "factor"), el("span.v", null, "part"), el("span")), ...shown.map(row),
     el("div.row", {style: "margin-top:8px"}, el(`span.tag${changed ? ".accent" : ""}`, null, changed ? `${changed} changed` : "no changes"), el("span.grow"), el("button.btn", {"data-reset": "", onclick: () => view.rescale(null)}, "Reset")),
     ...Object.entries(view.commands).map(([name, text]) => command(name, text)),
     el("hr"), el("p.sect", null, "Attention of this row", el("span.r", null, view.edited ? "tick: before" : "")), ...view.rows.map(bar),

@@ -9,7 +9,7 @@ const EDGE = {left: 46, right: 16, top: 14, bottom: 22};
 export function render({model, el: host}) {
   component(model, host, ".plot { position: relative; height: 100% }", ui => {
     const canvas = el("canvas", {role: "img"}), box = el("div.plot", null, canvas), head = el("header");
-    ui.root.append(el("section.card", {"data-picture": "distribution", "aria-label": "over examples"}, head, el("div.body", {style: "padding:4px 12px 8px;overflow:hidden"}, box)));
+    ui.root.append(el("section.card", {"data-picture": "distribution", "data-figure": "", "aria-label": "over examples"}, head, el("div.body", {style: "padding:4px 12px 8px;overflow:hidden"}, box)));
     let frame = null;
     function draw() {
       if (!frame || !box.clientWidth || box.clientHeight < 40) return;

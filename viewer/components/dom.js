@@ -55,30 +55,48 @@ export function mount(model, host, css, changed) {
   return {root, paint: () => paint, offer};
 }
 
-// Download menu in the corner of a card that names its picture: `data-picture="head view"`
-const FORMATS = {SVG: "shapes and text", PNG: "pixels", CSV: "the numbers", HTML: "a page of its own that works offline"};
+// Download menu in the corner of a card that names its picture: `data-picture="head view"`. A card with `data-figure`
+// has a figure for print, which the server draws from the store. A file that works offline has no server: there the
+// picture itself is saved, without its controls.
+const COLUMNS = [["single", "One column, 85 mm"], ["double", "Two columns, 170 mm"]], PNG_DPI = 600, SCREEN_DPI = 96;
+const TITLES = {SVG: "shapes and text", PDF: "for a paper, with its fonts", PNG: `${PNG_DPI} dots per inch`, CSV: "the numbers", HTML: "a page of its own that works offline"};
 function downloads(card, model, repaint) {
-  const name = `headatlas ${card.dataset.picture}`.replaceAll(" ", "-");
-  const download = async format => {
-    menu.open = false;
-    if (format === "CSV") return save(`${name}.csv`, csvOf(card), "text/csv");
-    if (format === "HTML") return model.send_msg({download: card.dataset.picture});
-    const svg = svgOf(card, repaint);
-    save(`${name}.${format.toLowerCase()}`, format === "SVG" ? svg : await pngOf(svg), "image/svg+xml");
+  const of = card.dataset.picture, drawn = card.dataset.figure !== undefined, fileName = `${model.alone ? document.title.slice(0, 60) : "headatlas"} ${of}`.trim().replace(/[^\p{L}\p{N}._-]+/gu, "-");
+  let waiting = "", pieces = [];   // format of the figure that the server draws; pages arrive in several messages
+  const choose = async (format, column) => {
+    menu.open = false; reason("");
+    if (format === "CSV") return save(`${fileName}.csv`, csvOf(card), "text/csv");
+    if (format === "HTML") return model.send_msg({download: of});
+    if (!model.alone) { waiting = format; return model.send_msg({figure: of, column, format: format === "PDF" ? "pdf" : "svg"}); }
+    const theme = model.theme;
+    Object.assign(model, {theme: "light"});
+    let svg;
+    try { svg = svgOf(card, repaint); } finally { Object.assign(model, {theme}); }
+    save(`${fileName}.${format.toLowerCase()}`, format === "SVG" ? svg : await pngOf(svg, 2), "image/svg+xml");
   };
-  const formats = Object.keys(FORMATS).filter(format => (format !== "CSV" || card.querySelector("table.mirror")) && (format !== "HTML" || !model.alone));
-  const menu = el("details.downloads", null, el("summary", {"aria-label": `download ${card.dataset.picture}`, title: "Download"}, "\u2913"),
-    el("div", {role: "menu"}, formats.map(format => el("button", {role: "menuitem", "data-format": format, title: FORMATS[format], onclick: () => download(format)}, format))));
+  const item = (format, column) => el("button", {role: "menuitem", "data-format": format, "data-column": column, title: TITLES[format], onclick: () => choose(format, column)}, format);
+  const row = (label, ...items) => el("div.formats", null, el("span", null, label), items);
+  const figures = !drawn ? [] : model.alone ? [row("Picture", item("SVG"), item("PNG"))] : COLUMNS.map(([column, label]) => row(label, item("SVG", column), item("PDF", column), item("PNG", column)));
+  const others = [card.querySelector("table.mirror") ? item("CSV") : "", model.alone ? "" : item("HTML")].filter(Boolean);
+  if (!figures.length && !others.length) return;
+  const list = el("div", {role: "menu"}, figures, others.length ? row(drawn ? "Data, page" : "", ...others) : "");
+  const menu = el("details.downloads", null, el("summary", {"aria-label": `download ${of}`, title: "Download"}, "\u2913"), list);
+  const reason = text => { list.querySelector(".reason")?.remove(); if (text) { list.append(el("p.reason", {role: "alert"}, text)); menu.open = true; } };
   menu.addEventListener("focusout", event => { if (!menu.contains(event.relatedTarget)) menu.open = false; });
   card.append(menu);
-  let pieces = [];   // a page arrives in several messages
+  const saveFigure = async (file, content) => {
+    const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0)), type = waiting === "PDF" ? "application/pdf" : "image/svg+xml", name = `${file}.${waiting.toLowerCase()}`;
+    save(name, waiting === "PNG" ? await pngOf(new TextDecoder().decode(bytes), PNG_DPI / SCREEN_DPI) : new Blob([bytes], {type}), type);
+  };
   model.on("msg:custom", data => {
-    const {of, page, more, error} = plain(data);
-    if (of !== card.dataset.picture) return;
-    if (error !== undefined) { pieces = []; menu.querySelector("div").append(el("p.reason", {role: "alert"}, error)); menu.open = true; return; }
-    if (page === undefined) return;
-    pieces.push(page);
-    if (!more) { save(`${name}.html`, new Blob(pieces, {type: "text/html"}), "text/html"); pieces = []; }
+    const answer = plain(data);
+    if (answer.of !== of) return;
+    if (answer.error !== undefined) { pieces = []; reason(answer.error); }
+    else if (answer.content !== undefined) saveFigure(answer.file, answer.content);
+    else if (answer.page !== undefined) {
+      pieces.push(answer.page);
+      if (!answer.more) { save(`${fileName}.html`, new Blob(pieces, {type: "text/html"}), "text/html"); pieces = []; }
+    }
   });
 }
 

@@ -12,6 +12,7 @@ that a browser fetches and runs it once. Without a server (in a notebook) the im
 
 from __future__ import annotations
 
+import base64
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -28,8 +29,12 @@ from panel.io.state import set_curdoc, state
 from panel.viewable import Layoutable, Viewable
 from param.parameterized import batch_call_watchers, no_instance_params
 
-from headatlas.store.errors import BudgetError, HeadAtlasError
+from headatlas.store.errors import BudgetError, HeadAtlasError, NotFoundError
 
+from ..figures.drawing import COLUMNS_MM
+from ..figures.figure_parts import Caption, Figure
+from ..figures.typesetting import Format, render
+from ..frames.view_frames import TokensFrame
 from ..theme.colours import THEMES, palette
 from . import panel_private as panel_private  # checks the installed versions when it is imported
 from .background import Check, Newest
@@ -84,18 +89,51 @@ class ESMView(JSComponent):
                 if type(current) is not type(value) or not is_same:
                     setattr(self, name, value)
 
+    picture: ClassVar[str] = ""
+    """Name of the card that has a figure, as in `data-picture`; empty if none has."""
     document: Callable[[Check], str] | None = None
     """Function that makes the document of an HTML download. If None the download holds this component as it stands."""
+    caption: Callable[[], Caption] = staticmethod(Caption)
+    """Function that returns the subject of a figure: the model, the head and the example of the page."""
     _downloads: Newest | None = None
 
+    def figure(self, caption: Caption, width_mm: float) -> Figure:
+        """Draw the component as a figure for print. Components whose card has `data-figure` do.
+
+        Raises
+        ------
+        NotFoundError
+            The component has no figure, or shows no picture now.
+        """
+        raise NotFoundError(f"{caption.head} has no figure. Save the numbers as CSV instead.")
+
+    def _answer_figure(self, picture: str, column: Any, format: Any) -> None:
+        """Draw a figure in a thread and send it as one message."""
+        answer, caption = {"of": picture[:200]}, self.caption()
+        kind: Format = "pdf" if format == "pdf" else "svg"
+        width_mm = COLUMNS_MM["double" if column == "double" else "single"]
+
+        def draw(check: Check) -> dict[str, str]:
+            figure = self.figure(caption, width_mm)
+            content = base64.b64encode(render(figure.svg(), kind)).decode("ascii")
+            return {"file": f"{figure.name}_{width_mm:.0f}mm", "content": content}
+
+        self._start_download(f"{picture[:200]} {kind} {width_mm}", draw, answer, lambda result: self._send_msg({**answer, **result}))  # fmt: skip
+
+    def _start_download(
+        self, key: str, work: Callable[[Check], Any], answer: dict[str, str], done: Callable[[Any], None]
+    ) -> None:
+        self._downloads = self._downloads or Newest()
+        self._downloads.start(
+            key, work, done, lambda error: self._send_msg({**answer, "error": str(error)}), at_once=False
+        )  # fmt: skip
+
     def _handle_msg(self, data: Any) -> None:
-        if isinstance(data, dict) and isinstance(picture := data.get("download"), str):
-            self._downloads = self._downloads or Newest()
+        if isinstance(data, dict) and isinstance(picture := data.get("figure"), str):
+            self._answer_figure(picture, data.get("column"), data.get("format"))
+        elif isinstance(data, dict) and isinstance(picture := data.get("download"), str):
             answer = {"of": picture[:200]}
-            self._downloads.start(
-                picture[:200], self._page, lambda page: self._send_page(answer, page),
-                lambda error: self._send_msg({**answer, "error": str(error)}), at_once=False,
-            )  # fmt: skip
+            self._start_download(picture[:200], self._page, answer, lambda page: self._send_page(answer, page))
         else:
             super()._handle_msg(data)
 
@@ -178,6 +216,21 @@ class ESMView(JSComponent):
             return address(str(cls._bundle))
         source = super()._render_esm(compiled=compiled, server=server)
         return splice(source) if IMPORT.search(source) else source
+
+
+def shown_frame(view: Any) -> tuple[dict[str, Any], TokensFrame, TokensFrame]:
+    """Return the frame of a view of tokens, and the tokens of both sides.
+
+    Raises
+    ------
+    NotFoundError
+        The view shows a message or nothing.
+    """
+    if not view.frame or "message" in view.frame or not view.tokens:
+        message = (view.frame or {}).get("message", {})
+        reason = ": ".join(filter(None, (message.get("title"), message.get("text")))) or "the view is empty"
+        raise NotFoundError(f"there is no picture to save. {reason}.")
+    return view.frame, view.tokens["query"], view.tokens["key"] or view.tokens["query"]
 
 
 _BY_MODEL: WeakValueDictionary[str, ESMView] = WeakValueDictionary()

@@ -13,7 +13,7 @@ export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => draw());
   const tip = tooltip(root), title = el("h2", {style: "font-size:15px;font-weight:600"}), canvas = el("canvas", {role: "img"}), lower = el("div");
   const map = el("div.map", {tabindex: 0, role: "group", "aria-label": "map of one head: rows attend to columns"}, canvas), ramp = el("canvas");
-  const body = el("div.body", null, title, map, el("div.legend", null, "0", ramp, "1", el("span.grow"), el("span", null, "rows attend to columns")), lower), card = el("section.card", {"data-picture": "one head"}, body);
+  const body = el("div.body", null, title, map, el("div.legend", null, "0", ramp, "1", el("span.grow"), el("span", null, "rows attend to columns")), lower), card = el("section.card", {"data-picture": "one head", "data-figure": ""}, body);
   root.append(card);
   const table = mirror(card, "map of one head");
   let frame = {}, width = 0, keep = {q: [], k: []}, size = 0, hover = null;

@@ -24,7 +24,7 @@ const MEASURES = [["mass", "Mass"], ["hit_rate", "Hit rate"], ["lift", "Lift"]];
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const head = el("header"), titles = el("div.hr.th", {style: "height:22px"}), list = el("div", {style: "flex:1;overflow:hidden auto;min-height:0"}), foot = el("div.row.foot");
-    const card = el("section.card", {"data-picture": "ranked heads", "aria-label": "ranked heads"}, head, el("div.body", {style: "padding:4px 0;overflow:hidden;display:flex;flex-direction:column"}, titles, list, foot));
+    const card = el("section.card", {"data-picture": "ranked heads", "data-figure": "", "aria-label": "ranked heads"}, head, el("div.body", {style: "padding:4px 0;overflow:hidden;display:flex;flex-direction:column"}, titles, list, foot));
     ui.root.append(card);
     walk(list, () => [...list.querySelectorAll(".hr")]);
     const table = mirror(card, "ranked heads");

@@ -16,7 +16,7 @@ const CSS = `
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const canvas = el("canvas", {tabindex: 0, role: "img"}), box = el("div.map", null, canvas), live = el("span.sr", {"aria-live": "polite"});
-    const head = el("header.maphead"), card = el("section.card", {"data-picture": "head map"});
+    const head = el("header.maphead"), card = el("section.card", {"data-picture": "head map", "data-figure": ""});
     let table = null, frame = null, selected = [0, 0], geometry = null, hovered = null, ranks = null, top = null;
 
     // "5.8" <-> [row, column]; a row is -1 if the map has no such layer
@@ -117,7 +117,7 @@ export function render({model, el: host}) {
       const fresh = !frame || frame.values !== next.values;
       frame = next;
       if (!table) {
-        if (frame.small) ui.root.append(el("section.card.little", {style: "padding:8px;overflow:visible", "data-picture": "small head map", "aria-label": "head map"}, box), live);
+        if (frame.small) ui.root.append(el("section.card.little", {style: "padding:8px;overflow:visible", "data-picture": "small head map", "data-figure": "", "aria-label": "head map"}, box), live);
         else { card.append(head, el("div.body", {style: "padding:10px 12px;overflow:hidden"}, box)); ui.root.append(card, live); }
         table = mirror(box, `numbers of the ${frame.other ? "other " : frame.small ? "small " : ""}head map`);
         ui.offer();

@@ -12,7 +12,7 @@ export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => draw());
   const tip = tooltip(root), title = el("span.r"), canvas = el("canvas", {role: "img"}), chips = el("div.chips"), facts = el("div.facts");
   const grid = el("div.grid", {tabindex: 0, role: "group", "aria-label": "heads: rows are layers, columns are heads"}, canvas);
-  const lines = el("div"), body = el("div.body", null, el("p.sect.heads-of", null, "Heads", title), grid, chips, lines, facts), card = el("section.card", {"data-picture": "heads"}, body);
+  const lines = el("div"), body = el("div.body", null, el("p.sect.heads-of", null, "Heads", title), grid, chips, lines, facts), card = el("section.card", {"data-picture": "heads", "data-figure": ""}, body);
   root.append(card);
   const table = mirror(card, "weight of each head");
   let frame = {}, shape = [0, 0], names = gridNames({shape}), geometry = null, hover = null, width = 0;

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
 import param
 
+from headatlas.store.errors import NotFoundError
+
+from ..figures.figure_parts import Caption, Figure
+from ..figures.head_figures import head_map_figure
 from ..frames.view_frames import PickerFrame
 from .esm_view import ESMView
 
@@ -34,7 +40,17 @@ class HeadPicker(ESMView):
 
     frame_types = (PickerFrame,)
 
+    picture = "heads"
     _esm = _bundle = "headpicker.js"
     _priority_changes: ClassVar[list[str]] = [
         "selected", "share", "keys", "hide_special", "unit", "segments", "weights", "layout",
     ]  # fmt: skip
+
+    def figure(self, caption: Caption, width_mm: float) -> Figure:
+        """Draw the number of each head in this example."""
+        frame = self.frame
+        if not frame.get("shape"):
+            raise NotFoundError("the heads have no numbers yet. Wait until they are read.")
+        values, layers = frame["values"].reshape(frame["shape"]), frame.get("layers", range(frame["shape"][0]))
+        of_example = replace(caption, corpus=caption.sentence, head="")
+        return head_map_figure(values, layers, float(np.nanmax(values, initial=1e-6)), frame["title"], of_example, width_mm)  # fmt: skip

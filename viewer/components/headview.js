@@ -39,7 +39,7 @@ export function render({model, el: host}) {
   const base = el("canvas"), top = el("canvas.top"), columns = {q: el("div.col.q"), k: el("div.col.k")};
   const heads = [el("span.head-l", null, "query"), el("span.head-l", null, "key"), el("span.head-l", {style: "font-weight:400;font-size:11px;color:var(--ink-3)"}, "attention received")];
   const plot = el("div.plot", {tabindex: 0, role: "group", "aria-label": "head view: lines from each query token to its keys"}, base, top, columns.q, columns.k, heads);
-  const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "head view"}, el("header", null, heading, sub, counts), body, live);
+  const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "head view", "data-figure": ""}, el("header", null, heading, sub, counts), body, live);
   root.append(card);
   const table = mirror(card, "edges of the head view");
 

@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 
 import param
 
-from ..frames.view_frames import HeadFrame, MessageFrame
-from .esm_view import ESMView
+from ..figures.attention_figures import LineChoices, lines_figure
+from ..figures.figure_parts import Caption, Figure
+from ..frames.view_frames import HeadFrame, MessageFrame, cut_tokens, unpack
+from .esm_view import ESMView, shown_frame
 
 
 class HeadView(ESMView):
@@ -28,5 +30,22 @@ class HeadView(ESMView):
 
     frame_types = (HeadFrame, MessageFrame)
 
+    picture = "head view"
     _esm = _bundle = "headview.js"
     _priority_changes: ClassVar[list[str]] = ["pin"]
+
+    def figure(self, caption: Caption, width_mm: float) -> Figure:
+        """Draw the lines. The tokens of a long text that are not in the frame are not drawn."""
+        frame, queries, keys = shown_frame(self)
+        first = {"q": frame["query_start"], "k": frame["key_start"]}
+        cut = [cut_tokens(side, first[name], n) for name, side, n in zip("qk", (queries, keys), frame["shape"][1:], strict=True)]  # fmt: skip
+        position = int(self.pin[1:]) - first[self.pin[0]] if self.pin else -1
+        is_inside = self.pin and 0 <= position < frame["shape"][1 if self.pin[0] == "q" else 2]
+        choices = LineChoices(
+            f"{self.pin[0]}{position}" if is_inside else "", self.share, self.keys, self.hide_special, self.renormalise,
+            frame["causal"] and not frame.get("part"), frame.get("tint", ""),
+        )  # fmt: skip
+        maps = unpack(frame["attention"], frame["codec"]).reshape(frame["shape"])
+        n_left_out = frame["n_queries"] - frame["shape"][1]
+        notes = [self.note, f"queries {first['q']}\u2013{first['q'] + frame['shape'][1] - 1} of {frame['n_queries']:,}" if n_left_out else ""]  # fmt: skip
+        return lines_figure(maps, frame["heads"], cut[0], cut[1], choices, caption.with_notes(*notes), width_mm)

@@ -17,7 +17,7 @@ export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => { images.clear(); draw(); });
   const tip = tooltip(root), sub = el("span.sub.ell"), canvas = el("canvas", {role: "img"}), inset = el("canvas.inset"), live = el("div.sr", {"aria-live": "polite"}), tools = el("div.tools");
   const plot = el("div.plot", {tabindex: 0, role: "group", "aria-label": "matrix: rows are queries, columns are keys; wheel or + and \u2212 zoom, drag or arrows move, 0 fits"}, canvas, inset);
-  const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "matrix"}, el("header", null, el("h2", null, "Matrix"), sub, tools), body, live);
+  const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "matrix", "data-figure": ""}, el("header", null, el("h2", null, "Matrix"), sub, tools), body, live);
   root.append(card);
   const table = mirror(card, "strongest cells of the matrix");
   let frame = {}, tokens = {}, view = null, size = [0, 0], hover = null, tiles = new Map(), requests = new Set(), images = new Map(), own = "";

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import param
 
 from ..data.map_pyramid import MatrixFrame
+from ..figures.figure_parts import Caption, Figure
 from ..frames.view_frames import MessageFrame
-from .esm_view import ESMView
+from .esm_view import ESMView, shown_frame
 
 
 class Matrix(ESMView):
@@ -29,5 +31,15 @@ class Matrix(ESMView):
 
     frame_types = (MatrixFrame, MessageFrame)
 
+    picture = "matrix"
     _esm = _bundle = "matrix.js"
     _priority_changes: ClassVar[list[str]] = ["pin", "zoom", "pooling", "scale"]
+    draw_part: Callable[[Caption, float], Figure] | None = None
+    """Function that draws the shown part from the store: the frame of a long text holds only some of its weights."""
+
+    def figure(self, caption: Caption, width_mm: float) -> Figure:
+        """Draw the shown part of the map."""
+        shown_frame(self)
+        if self.draw_part is None:
+            return super().figure(caption, width_mm)
+        return self.draw_part(caption, width_mm)

@@ -10,7 +10,7 @@ export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => redraw());
   const tip = tooltip(root), counts = el("span.count.num"), sub = el("span.sub.ell"), order = el("div.seg.order", {role: "group", "aria-label": "order of the heads"}), canvas = el("canvas", {role: "img"}), over = el("canvas.stack");
   const plot = el("div.plot", {tabindex: 0, role: "group", "aria-label": "model view: one map a head, rows are layers, columns are heads"}, canvas, over);
-  const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "model view"}, el("header", null, el("h2", null, "Model view"), sub, counts, order), body);
+  const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "model view", "data-figure": ""}, el("header", null, el("h2", null, "Model view"), sub, counts, order), body);
   root.append(card);
   const table = mirror(card, "strongest cell of each head");
   let frame = {}, ranks = null, names = null, tokens = {}, width = 0, geometry = null, hover = null, strongest = [], keep = {q: [], k: []};

@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 
 import param
 
-from ..frames.view_frames import MessageFrame, ModelFrame
+from ..figures.attention_figures import grid_figure
+from ..figures.figure_parts import Caption, Figure
+from ..frames.view_frames import MessageFrame, ModelFrame, hidden_cells, unpack
 from ..state.reader_state import ARRANGEMENTS
-from .esm_view import ESMView
+from .esm_view import ESMView, shown_frame
 
 
 class ModelView(ESMView):
@@ -31,5 +33,21 @@ class ModelView(ESMView):
 
     frame_types = (MessageFrame, ModelFrame)
 
+    picture = "model view"
     _esm = _bundle = "modelview.js"
     _priority_changes: ClassVar[list[str]] = ["enlarged", "selected", "hide_special", "arrange"]
+
+    def figure(self, caption: Caption, width_mm: float) -> Figure:
+        """Draw all maps, always by layer and head. In a long text a cell is the largest weight that it covers."""
+        frame, queries, keys = shown_frame(self)
+        weights = unpack(frame["codes"], "sqrt8").reshape(frame["shape"])
+        n_layers, n_heads, n_rows, n_columns = frame["shape"]
+        hidden = tuple(
+            hidden_cells(side["special"], n_cells, self.hide_special)
+            for side, n_cells in ((queries, n_rows), (keys, n_columns))
+        )
+        pooled = f"a cell is the largest of {frame['n_queries'] / n_rows:.1f} \u00d7 {frame['n_keys'] / n_columns:.1f} weights" if n_rows < frame["n_queries"] or n_columns < frame["n_keys"] else ""  # fmt: skip
+        return grid_figure(
+            weights, frame.get("layers", range(n_layers)), frame.get("columns", range(n_heads)), hidden,  # type: ignore[arg-type]
+            self.scale, caption.with_notes(pooled), width_mm,
+        )  # fmt: skip

@@ -2,7 +2,7 @@ import { MAX_WINDOW } from "../_js/constants.js";
 import { plain, number, count, signedNumber, parsePin, clamp } from "../_js/paint.js";
 import { el, mount, fit, write, tooltip, pointerIn, onWidth, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
-import { dimensionParts, rescaleRow, orderOf, commandsOf } from "../_js/vectors.js";
+import { dimensionParts, rescaleRow, orderOf, commandsOf, groupsOf, parseFactors, formatFactors } from "../_js/vectors.js";
 import { dimensionList, DIMENSIONS_CSS } from "../_js/dimensions.js";
 
 const OWN = `
@@ -17,7 +17,7 @@ export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN + DIMENSIONS_CSS, () => draw());
   const tip = tooltip(root), sub = el("span.sub"), token = el("span.tok.ell"), spot = el("span.sub.num"), counts = el("span.count.num"), orders = el("div.seg.small"), canvas = el("canvas", {role: "img"});
   const plot = el("div.plot", {tabindex: 0, role: "group", "aria-label": "neuron view: query, keys, products, score and attention of one row"}, canvas), body = el("div.body.flush", null, plot), side = el("div.body");
-  const card = el("section.card", {"data-picture": "neuron view"}, el("header", null, el("h2", null, "Neuron view"), sub, token, spot, counts, orders), body), right = el("section.card", null, side);
+  const card = el("section.card", {"data-picture": "neuron view", "data-figure": ""}, el("header", null, el("h2", null, "Neuron view"), sub, token, spot, counts, orders), body), right = el("section.card", null, side);
   root.append(el("div.two", null, card, right));
   const table = mirror(card, "scores and attention of the row"), dims = mirror(right, "dimensions by their part");
   let frame = {}, tokens = {}, width = 0, focus = 0, dim = null, scale = new Map(), parts = [], order = [], rows = [], now = {}, g0 = null, hover = null;
@@ -27,9 +27,7 @@ export function render({model, el: host}) {
     const next = plain(model.frame), sides = plain(model.tokens);
     if (next.message || !next.query) { frame = next; return message(); }
     if (sides.id !== next.id || !sides.query) return;
-    const same = frame.head === next.head && frame.query_pos === next.query_pos && frame.id === next.id;
     frame = next; tokens = {q: sides.query, k: sides.key || sides.query};
-    if (!same) { scale = new Map(); focus = frame.focus; dim = null; }
     body.querySelector(".message")?.remove(); plot.hidden = false; right.style.visibility = ""; token.style.display = orders.style.display = "";
     sub.textContent = `head ${frame.head}, query`; token.textContent = tokens.q.labels[frame.query_pos] ?? "";
     counts.textContent = agreement(); counts.dataset.worst = worst().toFixed(6);
@@ -57,9 +55,11 @@ export function render({model, el: host}) {
     const n = rows.length;   // of a long text only the strongest keys are drawn: a canvas has no room for all
     if (n > MAX_WINDOW) { const strongest = new Set([...rows].sort((a, b) => before()[b] - before()[a]).slice(0, MAX_WINDOW)); rows = rows.filter(k => strongest.has(k)); }
     spot.textContent = `position ${frame.query_pos}${n > rows.length ? ` \u00B7 the ${rows.length} strongest of ${count(n)} keys` : ""}`;
+    focus = model.measured === "" ? frame.focus : +model.measured;
+    scale = parseFactors(model.factors);
     if (!rows.includes(focus) && rows.length) focus = rows.reduce((best, k) => before()[k] > before()[best] ? k : best);   // a hidden key cannot be the focus
     parts = dimensionParts(frame, focus); now = rescaleRow(frame, scale); order = orderOf(model.order, parts, frame.pairs);
-    if (dim === null) dim = orderOf("part", parts, frame.pairs)[0];
+    dim = model.dim === "" || +model.dim >= parts.length ? orderOf("part", parts, frame.pairs)[0] : +model.dim;
     const names = ["dimension", "part", ...(frame.pairs.length ? ["pairs"] : [])];
     orders.replaceChildren(...names.map(name => el("button", {"aria-pressed": String(model.order === name), "data-order": name, onclick: () => { model.order = name; }}, {dimension: "as is", part: "by part", pairs: "pairs"}[name])));
     draw(); aside();
@@ -75,9 +75,13 @@ export function render({model, el: host}) {
     let hidden = null;
     if (model.hide_special) { hidden = 0; for (let k = 0; k < frame.seen.length; k++) if (frame.seen[k] && tokens.k.special[k]) hidden += attention[k]; }
     const shared = frame.n_sharing > 1 ? `Key head ${frame.kv_head}, shared by ${frame.n_sharing} query heads. ` : "";
-    dimensionList(side, {parts, scale, dim, paint: paint(), edited: now.edited, pairs: frame.pairs, commands: commandsOf(frame, scale), canScale: frame.rebuilt.length > 0, hidden,
-      rows: top.map(k => ({label: label(k), k, now: attention[k], before: first[k]})), setDim: d => { dim = d; update(); },
-      rescale: (d, value) => { if (d === null) scale = new Map(); else if (value === 1) scale.delete(d); else scale.set(d, value); update(); },
+    dimensionList(side, {parts, scale, dim, paint: paint(), edited: now.edited, pairs: frame.pairs, commands: commandsOf(frame, scale, model.order), groups: groupsOf(model.order, parts.length, frame.pairs), canScale: frame.rebuilt.length > 0, hidden,
+      rows: top.map(k => ({label: label(k), k, now: attention[k], before: first[k]})), setDim: d => { model.dim = String(d); },
+      rescale: (dims, value) => {
+        const changed = new Map(dims ? scale : []);
+        for (const d of dims || []) changed.set(d, value);
+        model.factors = formatFactors(changed);
+      },
       note: [`Part: what a dimension adds to the score of `, el("bdi", {style: "font-weight:600;color:var(--ink)"}, label(focus)), `, against the mean of the other keys. `, shared,
         frame.pairs.length ? `After rotary embedding: dimensions ${frame.pairs[0].join(" and ")} turn together, and so do the others of a pair. ` : frame.rotary ? "After rotary embedding. " : "", frame.softcap ? `Scores are soft-capped at ${frame.softcap}. ` : "",
         frame.rebuilt.length ? "" : "The model adds a learned bias by position to these scores, so factors are off. "]});
@@ -94,7 +98,7 @@ export function render({model, el: host}) {
     const context = c.getContext("2d"), data = context.createImageData(d, c.height), pixels = new Uint32Array(data.data.buffer);
     let most = 1e-9;
     for (let i = 0; i < d * count; i++) most = Math.max(most, Math.abs(values(Math.floor(i / d), order[i % d])));
-    for (let i = 0; i < d * count; i++) { const v = values(Math.floor(i / d), order[i % d]) / most; pixels[i] = (v < 0 ? p.down : p.up)[Math.floor(Math.pow(Math.abs(v), .7) * 255 + .5)]; }
+    for (let i = 0; i < d * count; i++) { const v = values(Math.floor(i / d), order[i % d]) / most; pixels[i] = (v < 0 ? p.down : p.rise)[Math.floor(Math.pow(Math.abs(v), .7) * 255 + .5)]; }
     context.putImageData(data, 0, 0);
     return c;
   }
@@ -131,9 +135,9 @@ export function render({model, el: host}) {
       write(g, number(attention[k]), xa + 110, middle, {align: "right", weight: attention[k] > .1 ? 600 : 400, color: p.ink});
     });
     g.strokeStyle = p.line; g.lineWidth = 1; for (const x of [xk, xp]) g.strokeRect(x - .5, TOP + .5, span + 1, rows.length * row - 1);
-    const x = order.indexOf(dim) * cell;
-    g.strokeStyle = p.ink; g.lineWidth = 1.5; for (const left of [xk, xp]) g.strokeRect(left + x - .75, TOP - 1, cell + 1.5, rows.length * row + 2);
-    write(g, `dim ${dim}`, clamp(xp + x + cell / 2, xp + 18, xp + span - 18), TOP + rows.length * row + 11, {align: "center", weight: 600, color: p.ink});
+    const pair = model.order === "pairs" ? frame.pairs.findIndex(dims => dims.includes(dim)) : -1, x = order.indexOf(pair < 0 ? dim : frame.pairs[pair][0]) * cell, across = pair < 0 ? cell : 2 * cell;
+    g.strokeStyle = p.ink; g.lineWidth = 1.5; for (const left of [xk, xp]) g.strokeRect(left + x - .75, TOP - 1, across + 1.5, rows.length * row + 2);
+    write(g, pair < 0 ? `dim ${dim}` : `pair ${pair}`, clamp(xp + x + cell / 2, xp + 18, xp + span - 18), TOP + rows.length * row + 11, {align: "center", weight: 600, color: p.ink});
     canvas.setAttribute("aria-label", `head ${frame.head}, query ${tokens.q.labels[frame.query_pos]}: strongest key ${label(focus)}`);
   }
   function hit(event) {
@@ -156,14 +160,13 @@ export function render({model, el: host}) {
   canvas.addEventListener("click", event => {
     if (!g0 || !tokens.k) return;
     const {k, i} = hit(event);
-    if (i !== undefined) dim = i; else if (k !== undefined) { focus = k; dim = null; }
-    update();
+    if (i !== undefined) model.dim = String(i); else if (k !== undefined) { model.measured = String(k); model.dim = ""; }
   });
   const step = by => () => { const pin = parsePin(model.pin); if (tokens.q) model.pin = `q${clamp((pin ? pin.index : frame.query_pos) + by, 0, tokens.q.labels.length - 1)}`; };
   keyboard(model, plot, {ArrowDown: step(1), ArrowUp: step(-1), n: () => { table.toggle(); }, Escape: () => { if (model.pin) model.pin = ""; }});
 
   take();
   model.on(["frame", "tokens"], take);
-  model.on(["order", "hide_special"], () => { if (tokens.k) update(); });
+  model.on(["order", "hide_special", "factors", "dim", "measured"], () => { if (tokens.k) update(); });
   model.on("remove", onWidth(body, w => { width = w; draw(); }));
 }

@@ -44,13 +44,13 @@ const paints = new Map();
 export function paintOf(model) {
   const theme = themeOf(model);
   if (paints.has(theme)) return paints.get(theme);
-  const {tokens, sequential, negative, heads} = plain(model.esm_constants).palette[theme];
-  const up = table(sequential), down = table(negative), index = x => clamp(Math.floor(x * 255 + .5), 0, 255) || 0;
+  const {tokens, sequential, negative, positive, heads} = plain(model.esm_constants).palette[theme];
+  const up = table(sequential), down = table(negative), rise = table(positive), index = x => clamp(Math.floor(x * 255 + .5), 0, 255) || 0;
   const paint = {
     ...tokens, theme, tokens,
-    up: up.packed, down: down.packed,
+    up: up.packed, down: down.packed, rise: rise.packed,   // weights; values below and above zero
     seq: x => up.css[index(x)],
-    signed: x => (x < 0 ? down : up).css[index(Math.abs(x))],
+    signed: x => (x < 0 ? down : rise).css[index(Math.abs(x))],
     head: i => i < heads.length ? heads[i] : further(i - heads.length, theme),
     // colour of text on a step of the ramp, with a contrast of at least 4.5:1
     on: theme === "light" ? x => x > .675 ? "#FFFFFF" : x > .3 ? "#000000" : tokens.ink

@@ -1,4 +1,4 @@
-// Downloads of a component as SVG, PNG or CSV, for papers and slides. While `recording` is set, `fit` (dom.js) returns
+// Pictures of a component as SVG, PNG or CSV, from files that work offline. (figures/ draws those of the server.) While `recording` is set, `fit` (dom.js) returns
 // contexts that write SVG instead of pixels. Backgrounds, borders and text come from the elements of the page.
 
 const SVG_NS = ["http:", "", "www.w3.org", "2000", "svg"].join("/");   // a name, not an address
@@ -70,15 +70,15 @@ class SvgContext extends SvgPath {
 
 // SVG text of the visible content of `card`. `repaint` redraws the component's canvases.
 export function svgOf(card, repaint) {
-  const frame = card.getBoundingClientRect(), parts = [];
+  const frame = card.getBoundingClientRect(), parts = Object.assign([], {card});
   recording = new Map();
   try { repaint(); collect(card, frame, frame, parts); }
   finally { recording = null; repaint(); }
-  const style = getComputedStyle(card), width = Math.ceil(frame.width), height = Math.ceil(frame.height);
-  return `<svg xmlns="${SVG_NS}" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}" font-family="${escapeXml(style.fontFamily)}">` +
-    `<rect width="${width}" height="${height}" fill="${style.backgroundColor}"/>${parts.join("\n")}</svg>`;
+  const style = getComputedStyle(card), width = Math.ceil(frame.width), height = Math.ceil(frame.height) + TITLE, mm = pixels => `${short(pixels * 25.4 / 96)}mm`;
+  return `<svg xmlns="${SVG_NS}" width="${mm(width)}" height="${mm(height)}" viewBox="0 0 ${width} ${height}" font-family="${escapeXml(style.fontFamily)}">` +
+    `<rect width="${width}" height="${height}" fill="${style.backgroundColor}"/><text x="12" y="${TITLE - 8}" font-size="13" font-weight="600" fill="${style.color}">${escapeXml(document.title)}</text><g transform="translate(0 ${TITLE})">${parts.join("\n")}</g></svg>`;
 }
-const SKIPPED = ".mirror, .sr, .tip, .downloads, [hidden]";
+const SKIPPED = ".mirror, .sr, .tip, .downloads, [hidden], button, label, input, select, textarea", TITLE = 26;   // no controls
 function collect(node, frame, clip, parts) {
   if (node.matches(SKIPPED)) return;
   const style = getComputedStyle(node), box = node.getBoundingClientRect();
@@ -91,13 +91,8 @@ function collect(node, frame, clip, parts) {
     if (recorder) parts.push(`<g transform="translate(${short(x)} ${short(y)})">${recorder.out.join("")}</g>`);
     return;
   }
-  const filled = !/^rgba\(.*, 0\)$|^transparent$/.test(style.backgroundColor), line = style.borderTopWidth !== "0px" && style.borderTopStyle !== "none" && style.borderBottomWidth !== "0px";
+  const filled = node !== parts.card && !/^rgba\(.*, 0\)$|^transparent$/.test(style.backgroundColor), line = node !== parts.card && style.borderTopWidth !== "0px" && style.borderTopStyle !== "none" && style.borderBottomWidth !== "0px";
   if ((filled || line) && box.width && box.height) parts.push(`<rect x="${short(x)}" y="${short(y)}" width="${short(box.width)}" height="${short(box.height)}" rx="${parseFloat(style.borderTopLeftRadius) || 0}" fill="${filled ? style.backgroundColor : "none"}"${line ? ` stroke="${style.borderTopColor}"` : ""}/>`);
-  if (/^(INPUT|SELECT|TEXTAREA)$/.test(node.tagName)) {
-    const text = node.tagName === "SELECT" ? node.selectedOptions[0]?.textContent ?? "" : node.type === "checkbox" ? (node.checked ? "\u2611" : "\u2610") : node.type === "range" ? "" : node.value;
-    if (text) parts.push(textAt(text, x + 6, y + box.height / 2, style));
-    return;
-  }
   const inner = style.overflow !== "visible" ? {left: Math.max(clip.left, box.left), right: Math.min(clip.right, box.right), top: Math.max(clip.top, box.top), bottom: Math.min(clip.bottom, box.bottom)} : clip;
   for (const child of node.childNodes) {
     if (child.nodeType === Node.ELEMENT_NODE) collect(child, frame, inner, parts);
@@ -124,13 +119,13 @@ function lines(node, style, frame, clip, parts) {
 }
 const textAt = (text, x, y, style) => `<text x="${short(x)}" y="${short(y)}" font-size="${parseFloat(style.fontSize)}"${style.fontWeight === "400" ? "" : ` font-weight="${style.fontWeight}"`} fill="${style.color}" dominant-baseline="central" xml:space="preserve">${escapeXml(text)}</text>`;
 
-// PNG of an SVG text at twice its size in pixels
-export async function pngOf(svg) {
+// PNG of an SVG text, at `scale` times its size in CSS pixels
+export async function pngOf(svg, scale) {
   const image = new Image();
   image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`;
   await image.decode();
   const canvas = document.createElement("canvas");
-  canvas.width = image.naturalWidth * 2; canvas.height = image.naturalHeight * 2;
+  canvas.width = Math.round(image.naturalWidth * scale); canvas.height = Math.round(image.naturalHeight * scale);
   canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
   return new Promise(resolve => canvas.toBlob(resolve, "image/png"));
 }

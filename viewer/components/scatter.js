@@ -15,7 +15,7 @@ const EDGE = {left: 46, right: 16, top: 12, bottom: 34};
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const canvas = el("canvas", {tabindex: 0, role: "img"}), box = el("div.plot", null, canvas), head = el("header"), under = el("div.row.under"), live = el("span.sr", {"aria-live": "polite"});
-    ui.root.append(el("section.card", {"data-picture": "heads by two statistics", "aria-label": "heads by two statistics"}, head, el("div.body", {style: "padding:10px 11px 0;overflow:hidden"}, box), under), live);
+    ui.root.append(el("section.card", {"data-picture": "heads by two statistics", "data-figure": "", "aria-label": "heads by two statistics"}, head, el("div.body", {style: "padding:10px 11px 0;overflow:hidden"}, box), under), live);
     const table = mirror(box, "heads by two statistics");
     let frame = null, hovered = -1, size = [0, 0], lasso = null;
     const selection = () => frame ? model.selected.split(",").map(text => { const [l, h] = text.split(".").map(Number); return frame.layers.indexOf(l) * frame.n_heads + h; }) : [], selected = () => selection()[0] ?? -1;

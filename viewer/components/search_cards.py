@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypedDict
 
+from headatlas.store.errors import NotFoundError
+
 from ..data.edge_quotes import QuotedEdge
+from ..figures.figure_parts import Caption, Figure
+from ..figures.head_figures import RankedBar, ranking_figure
 from .card import Card, Patch
 
 
@@ -122,7 +127,20 @@ class HeadList(Card):
 
     frame_types = (HeadListFrame,)
 
+    picture = "ranked heads"
     _esm = _bundle = "headlist.js"
+
+    def figure(self, caption: Caption, width_mm: float) -> Figure:
+        """Draw the ranked heads as bars with intervals, by mass."""
+        frame = self.frame
+        if not frame or not frame["rows"]:
+            raise NotFoundError("no head is ranked, so there is no figure. Run a search that matches.")
+        bars = [
+            RankedBar(row["head"], row["mass"], row["low"], row["high"], row["expected"], not frame["ranked"] or row["q"] < 0.05)
+            for row in frame["rows"]
+        ]  # fmt: skip
+        pattern = replace(caption, head="", example="")
+        return ranking_figure(bars, "mass", frame["null"], caption.sentence, frame["high"], pattern, width_mm)
 
 
 class QuotedExample(QuotedEdge):

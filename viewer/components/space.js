@@ -16,7 +16,7 @@ export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => draw());
   const tip = tooltip(root), sub = el("span.sub.ell"), tools = el("div.tools"), canvas = el("canvas", {role: "img"}), legend = el("div.key");
   const plot = el("div.plot", {tabindex: 0, role: "group", "aria-label": "queries and keys in one plane; drag to draw a lasso, Escape clears it"}, canvas), body = el("div.body.flush", null, plot);
-  const card = el("section.card", {"data-picture": "query-key space"}, el("header", null, el("h2", null, "Query\u2013key space"), sub, tools), body, legend);
+  const card = el("section.card", {"data-picture": "query-key space", "data-figure": ""}, el("header", null, el("h2", null, "Query\u2013key space"), sub, tools), body, legend);
   const count_ = el("span.r"), list = el("div"), side = el("section.card", {"data-picture": "chosen tokens"}, el("div.body", null, el("p.sect", {style: "padding-right:30px"}, "Chosen tokens", count_), list));
   root.append(el("div.two", null, card, side));
   const table = mirror(card, "query-key space"), chosenTable = mirror(side, "chosen tokens");

@@ -135,16 +135,17 @@ function startPage(raw, COMPONENTS) {
   }
 
   function startNeuron() {
-    const view = model({frame: {}, tokens: {}, pin: state.pin, order: "dimension", hide_special: hide()});
+    const view = model({frame: {}, tokens: {}, pin: state.pin, order: "dimension", factors: "", dim: "", measured: "", hide_special: hide()});
     function row() {
       const pin = parsePin(view.pin), special = part().query.special, first = special.findIndex(s => !s), query = pin ? Math.min(pin.index, special.length - 1) : Math.max(0, first);
       view.update({frame: neuronFrame(part(), firstCell(), query, id()), tokens: {query: part().query, key: part().key, id: id()}, hide_special: hide()});
       if (part().attention) picker.update({frame: pickerFrame(part(), {side: "q", index: query}, range(), hide())});
       else picker.update({frame: {...pickerFrame({...part(), attention: new Float32Array(part().shape.reduce((a, b) => a * b)), codec: "float32"}, null, range(), hide()), title: "attention is not stored"}});
     }
-    changed = () => { view.update({pin: ""}); row(); };
-    view.on("pin", row);
-    picker.on(["selected", "hide_special"], row);
+    changed = () => { view.update({pin: "", factors: "", dim: "", measured: ""}); row(); };
+    view.on("pin", () => { view.measured = ""; row(); });
+    picker.on("selected", () => { view.update({factors: "", dim: "", measured: ""}); row(); });
+    picker.on("hide_special", row);
     row();
     show(COMPONENTS.HeadPicker, picker); show(COMPONENTS.NeuronView, view);
   }

@@ -50,8 +50,9 @@ export const CSS = `
 [data-picture] { position: relative } [data-picture] > header { padding-right: 38px }
 .downloads { position: absolute; top: 7px; right: 8px; z-index: 15; font-size: 12px } .downloads summary { list-style: none; width: 26px; height: 26px; border-radius: 6px; display: grid; place-items: center; cursor: pointer; color: var(--ink-2); font-size: 15px }
 .downloads summary::-webkit-details-marker { display: none } .downloads summary:hover, .downloads[open] summary { background: var(--surface-2); color: var(--ink) }
-.downloads > div { position: absolute; right: 0; top: 28px; background: var(--surface); border: 1px solid var(--line-2); border-radius: 6px; box-shadow: var(--shadow); padding: 4px; display: grid; min-width: 74px }
-.downloads > div button { border: 0; background: none; text-align: left; padding: 4px 8px; border-radius: 4px } .downloads > div button:hover { background: var(--surface-2) }
+.downloads > div { position: absolute; right: 0; top: 28px; background: var(--surface); border: 1px solid var(--line-2); border-radius: 6px; box-shadow: var(--shadow); padding: 6px 8px; display: grid; gap: 2px; width: max-content; max-width: 320px }
+.downloads .formats { display: flex; gap: 2px; align-items: center } .downloads .formats > span { flex: 1; padding-right: 12px; color: var(--ink-2); white-space: nowrap } .downloads .reason { margin: 4px 0 0; color: var(--bad) }
+.downloads .formats button { border: 0; background: none; text-align: left; padding: 4px 8px; border-radius: 4px } .downloads .formats button:hover { background: var(--surface-2) }
 .mirror { position: absolute; contain: strict; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; border-collapse: collapse; display: block; left: 0; bottom: 0 }
 .mirror.open { position: absolute; contain: none; inset: 44px 8px 8px 8px; width: auto; height: auto; overflow: auto; clip-path: none; display: block; z-index: 20; padding: 8px;
   background: var(--surface); border: 1px solid var(--line-2); border-radius: 8px; font-size: 12px }

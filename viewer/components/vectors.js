@@ -30,6 +30,22 @@ export function rescaleRow(frame, scale) {
   return {scores, attention: Float64Array.from(scores, (s, k) => frame.seen[k] ? Math.exp(s - top) / sum : 0), edited: true};
 }
 
+// factors of dimensions as text, "12,44:0+7:0.5" (state/address_values.read_factors), <-> Map of dimension -> factor
+export const parseFactors = text => new Map((text || "").split("+").filter(Boolean).flatMap(term => { const [dims, factor] = term.split(":"); return dims.split(",").map(d => [+d, +factor]); }));
+export const formatFactors = scale => byFactor(scale).map(([factor, dims]) => `${dims.join(",")}:${factor}`).join("+");
+function byFactor(scale) {
+  const members = new Map();
+  for (const [d, factor] of [...scale].filter(([, f]) => f !== 1).sort(([a], [b]) => a - b)) members.set(factor, [...(members.get(factor) || []), d]);
+  return [...members];
+}
+
+// groups of dimensions that are scaled together: rotary pairs, then the dimensions of none; else each dimension alone
+export function groupsOf(order, n, pairs) {
+  if (order !== "pairs" || !pairs.length) return Array.from({length: n}, (_, i) => [i]);
+  const paired = new Set(pairs.flat());
+  return [...pairs, ...Array.from({length: n}, (_, i) => [i]).filter(([i]) => !paired.has(i))];
+}
+
 // order of the dimensions: as they are, by the size of their part, or with rotary pairs side by side, the fastest first
 export function orderOf(order, parts, pairs) {
   const d = parts.length, all = Array.from({length: d}, (_, i) => i);
@@ -39,11 +55,15 @@ export function orderOf(order, parts, pairs) {
 }
 
 // {"what-if", intervene}: commands that scale the same dimensions over the corpus of the store, and in its model
-export function commandsOf(frame, scale) {
-  const members = new Map();
-  for (const [d, factor] of [...scale].filter(([, f]) => f !== 1).sort(([a], [b]) => a - b)) members.set(factor, [...(members.get(factor) || []), d]);
-  if (!members.size || !frame.store) return {};
-  const change = [...members].map(([factor, dims]) => `${dims.join(",")}:${factor}`).join("+"), site = frame.site ? ` --site ${frame.site}` : "";
+// (rotary pairs by number if `order` puts them side by side)
+export function commandsOf(frame, scale, order) {
+  const groups = byFactor(scale), pairs = order === "pairs" ? frame.pairs : [];
+  if (!groups.length || !frame.store) return {};
+  const terms = groups.flatMap(([factor, dims]) => {
+    const whole = [...pairs.keys()].filter(i => pairs[i].every(d => dims.includes(d))), alone = dims.filter(d => !whole.some(i => pairs[i].includes(d)));
+    return [...(whole.length ? [`pairs:${whole.join(",")}:${factor}`] : []), ...(alone.length ? [`${alone.join(",")}:${factor}`] : [])];
+  });
+  const change = terms.join("+"), site = frame.site ? ` --site ${frame.site}` : "";
   const store = /^[\w.,:@%+/][\w.,:@%+/-]*$/.test(frame.store) ? frame.store : `'${frame.store.replaceAll("'", "'\\''")}'`;
   return {"what-if": `headatlas what-if ${store} --head ${frame.head} --dimensions ${change}${site}`, intervene: `headatlas intervene JOB.toml --heads ${frame.head} --do dimensions:${change}${site}`};
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 from typing import Any, TypedDict
 
@@ -57,6 +58,15 @@ def facts_frame(data: DataSource) -> FactsFrame:
     tag = ["complete", "accent"] if store.is_complete else [f"{len(store.segments)} of {planned} segments", "warn"]
     lines = [*map(str, left_out), *store.manifest.renamed.lines()]
     return {"facts": facts, "tag": tag, "left_out": list(map(visible, lines))}
+
+
+def names_of(data: DataSource) -> tuple[str, str]:
+    """Return short names of the model and of the corpus of a store, for titles."""
+    provenance = data.store.manifest.provenance
+    model = _short_name(provenance.get("model")) or data.name
+    if match := re.fullmatch(r"[\w.-]+/([\w.-]+)", model.removesuffix("/model")):  # owner/name
+        model = match[1]
+    return model.removesuffix("/model"), _short_name(provenance.get("corpus")) or data.name
 
 
 def error_bound(spec: TraceSpec) -> str:

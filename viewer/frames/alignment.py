@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
@@ -19,6 +19,8 @@ from .view_frames import head_name
 
 LISTED = 14
 """Number of heads in a list of changes."""
+MAX_CELLS = 768
+"""Most rows and columns of a difference that are drawn. A cell of a larger one is the strongest of a block."""
 
 
 class HeadChange(TypedDict):
@@ -26,6 +28,9 @@ class HeadChange(TypedDict):
 
     head: str
     value: float
+    low: NotRequired[float]
+    """95 % interval of a mean over pairs."""
+    high: NotRequired[float]
 
 
 class DifferenceRow(TypedDict):
@@ -44,6 +49,8 @@ class DifferenceFrame(TypedDict):
     delta: np.ndarray
     """float32 [query_pair, key_pair]."""
     shape: list[int]
+    block: list[int]
+    """Aligned queries and keys that a cell covers."""
     most: float
     """Largest absolute difference among the shown pairs."""
     labels: list[list[list[str]]]
@@ -139,13 +146,32 @@ def difference_frame(
                 names = [labels[0][1][k], labels[1][1][k]]
                 rows.append({"labels": names, "key": k, "a": float(weights[0][k]), "b": float(weights[1][k])})
     shown = np.where(hidden[0][:, None] | hidden[1][None, :], 0, delta)
+    block = [max(1, -(-n // MAX_CELLS)) for n in delta.shape]
+    if max(block) > 1:
+        delta = _strongest(shown, block)
+        starts = [range(0, n, side) for n, side in zip(shown.shape, block, strict=True)]
+        labels = tuple(tuple([names[i] for i in part] for names, part in zip(side, starts, strict=True)) for side in labels)  # type: ignore[assignment]  # fmt: skip
+        hidden = tuple(np.minimum.reduceat(side, part) for side, part in zip(hidden, starts, strict=True))  # type: ignore[assignment]
+        title += f", a cell is the strongest of {block[0]} \u00d7 {block[1]}"
     return {
         "title": title,
         "delta": np.ascontiguousarray(delta, np.float32),
         "shape": list(delta.shape),
+        "block": block,
         "most": float(np.abs(shown).max(initial=0.0)),
         "labels": [list(side) for side in labels],
         "hidden": [side.astype(np.uint8) for side in hidden],
         "row": row,
         "rows": rows,
     }
+
+
+def _strongest(
+    values: Float32[np.ndarray, "row column"], block: Sequence[int]
+) -> Float32[np.ndarray, "block_row block_column"]:
+    """Return the value with the largest size in each block, with its sign."""
+    for axis, side in enumerate(block):
+        starts = np.arange(0, values.shape[axis], side)
+        high, low = np.maximum.reduceat(values, starts, axis), np.minimum.reduceat(values, starts, axis)
+        values = np.where(-low > high, low, high)
+    return values

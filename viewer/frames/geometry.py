@@ -6,7 +6,9 @@ Tests require equal results of both. Sums therefore run in the order written her
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
@@ -114,3 +116,85 @@ def dimension_parts(
     others[focus] = False
     mean = keys[others].astype(np.float64).mean(axis=0) if others.any() else np.zeros(keys.shape[1])
     return query.astype(np.float64) * (keys[focus] - mean) * scaling
+
+
+def dimension_order(
+    order: str, parts: Float64[np.ndarray, "d_head"], pairs: Sequence[Sequence[int]]
+) -> Int64[np.ndarray, "d_head"]:
+    """Order the dimensions: as they are, by the size of their part, or by rotary pairs (orderOf in vectors.js)."""
+    dimensions = np.arange(len(parts))
+    if order == "part":
+        return np.argsort(-np.abs(parts), kind="stable")
+    if order == "pairs" and len(pairs):
+        paired = np.asarray(pairs, np.int64).ravel()
+        return np.concatenate([paired, np.setdiff1d(dimensions, paired)])
+    return dimensions
+
+
+@dataclass(frozen=True)
+class ScaledRow:
+    """Scores and attention of one row. `attention` is empty if it cannot be rebuilt."""
+
+    scores: Float64[np.ndarray, "key_pos"]
+    attention: Float64[np.ndarray, "key_pos"]
+    is_changed: bool
+
+
+def rescaled_row(frame: Mapping[str, Any], factors: Mapping[int, float]) -> ScaledRow:
+    """Compute a row of the neuron view with scaled dimensions, as `rescaleRow` in vectors.js does.
+
+    Parameters
+    ----------
+    frame
+        `view_frames.NeuronFrame` of the row.
+    factors
+        Factor of some dimensions; the others keep theirs.
+    """
+    rebuilt = np.asarray(frame["rebuilt"], np.float64)
+    scale = np.array([factors.get(d, 1.0) for d in range(len(frame["query"]))], np.float64)
+    before = np.asarray(frame["scores"], np.float64)
+    if (scale == 1).all() or not len(rebuilt):
+        return ScaledRow(before, rebuilt, False)
+    scores = (frame["keys"].astype(np.float64) * (frame["query"].astype(np.float64) * scale)).sum(-1) * frame["scaling"]
+    if frame["softcap"]:
+        scores = frame["softcap"] * np.tanh(scores / frame["softcap"])
+    if len(frame["bias"]):
+        scores = scores + frame["bias"]
+    mask = np.asarray(frame["seen"], bool)
+    top = max(float(frame["logsumexp"]), float(scores[mask].max(initial=-np.inf)))
+    old, new = (float(np.exp(values[mask] - top).sum()) for values in (before, scores))
+    sink = max(0.0, float(np.exp(frame["logsumexp"] - top)) - old)  # attention that goes to no key
+    total = new + (sink if sink > 1e-3 * old else 0.0)
+    return ScaledRow(scores, np.where(mask, np.exp(scores - top) / (total or 1.0), 0.0), True)
+
+
+MIN_CLEAR = 0.05
+"""Smallest weight between two tokens that a row is opened for."""
+
+
+def clearest_query(
+    attention: Float[np.ndarray, "query_pos key_pos"] | None,
+    query_special: Sequence[int] | np.ndarray,
+    key_special: Sequence[int] | np.ndarray,
+    *,
+    is_same_text: bool = True,
+    has_sink: bool = False,
+) -> int:
+    """Return the query whose row says most about its head: the one with the largest weight on an ordinary other token.
+
+    Special tokens do not count, nor does the first token with `has_sink`, nor a token itself. If no weight reaches
+    `MIN_CLEAR`, or without `attention`, it is the first ordinary token, or 0.
+    """
+    ordinary = np.flatnonzero(~np.asarray(query_special, bool))
+    first = int(ordinary[0]) if len(ordinary) else 0
+    if attention is None:
+        return first
+    weights = np.array(attention, np.float64)
+    weights[np.asarray(query_special, bool)] = 0
+    weights[:, np.asarray(key_special, bool)] = 0
+    if has_sink and weights.shape[1]:
+        weights[:, 0] = 0
+    if is_same_text:
+        np.fill_diagonal(weights, 0)
+    strongest = weights.max(axis=1, initial=0.0)
+    return int(strongest.argmax()) if len(strongest) and strongest.max() >= MIN_CLEAR else first

@@ -208,7 +208,7 @@ def head_name(head: Head) -> str:
 
 
 def tokens_frame(
-    labels: Sequence[str], special: Sequence[bool] | None = None, pieces: Sequence[str] | None = None
+    labels: Sequence[str], special: Sequence[bool] | np.ndarray | None = None, pieces: Sequence[str] | None = None
 ) -> TokensFrame:
     """Make the frame of one side's tokens. `token_labels.label` writes `labels`; `pieces` are for tooltips."""
     return {
@@ -246,6 +246,33 @@ def to_codes(attention: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shap
     return np.floor(np.sqrt(np.clip(attention, 0, 1), dtype=np.float32) * np.float32(255) + np.float32(0.5)).astype(
         np.uint8
     )
+
+
+def unpack(codes: np.ndarray, codec: str) -> Float32[np.ndarray, "*shape"]:
+    """Return the weights of an array that `pack` encoded."""
+    return _WEIGHTS[codes] if codec == "sqrt8" else np.asarray(codes, np.float32)
+
+
+def cut_tokens(tokens: TokensFrame, start: int, n: int) -> TokensFrame:
+    """Return `n` tokens from `start` on."""
+    part = slice(start, start + n)
+    return {"labels": tokens["labels"][part], "special": tokens["special"][part], "pieces": tokens["pieces"][part]}
+
+
+def block_tokens(tokens: TokensFrame, part: slice, side: int) -> TokensFrame:
+    """Return blocks of `side` tokens of a part as if they were tokens. A block is special if all its tokens are."""
+    starts = np.arange(part.start, part.stop, side)
+    special = np.minimum.reduceat(np.asarray(tokens["special"], np.uint8)[part], starts - part.start)
+    return {"labels": [str(start) for start in starts.tolist()], "special": special, "pieces": []}
+
+
+def hidden_cells(special: np.ndarray, n_cells: int, hide: bool) -> Bool[np.ndarray, "cell"]:
+    """Return True for cells of a thumbnail that cover special tokens only, if they are hidden (shownCells in maps.js)."""
+    n = len(special)
+    if not hide or not n:
+        return np.zeros(n_cells, bool)
+    starts = np.arange(n_cells) * n // n_cells
+    return np.minimum.reduceat(np.asarray(special, np.uint8), starts).astype(bool)
 
 
 def head_frame(

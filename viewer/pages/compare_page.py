@@ -1,79 +1,58 @@
 """The compare view: the chosen head on two examples, two heads on one example, or one example in two models.
 
 A is the example, head and store that the address chooses for all views. `other_example`, `other_head` and `other_store`
-choose B. By default B is the other member of a minimal pair or the next example, the next head, or the next store.
+choose B. By default B is the other member of a minimal pair, else the same example in another store. If there is
+neither, the view asks for an example. It starts at the head that changes most, unless a head was chosen.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import panel as pn
 from jaxtyping import Float32
 
-from headatlas.store.errors import ConfigError, NotFoundError
-from headatlas.store.schema.traces import head_index
+from headatlas.store.errors import ConfigError, HeadAtlasError, NotFoundError
+from headatlas.store.queries.minimal_pairs import Contrast
 
-from ..components.background import Check
-from ..components.comparison import Comparison, ComparisonFrame, Difference
+from ..components.background import Check, Newest
+from ..components.comparison import Comparison, Difference
 from ..components.headview import HeadView
 from ..data.example_reader import AT_ONCE_BYTES, Reader, reader_of
 from ..data.store_data import DataSource
-from ..frames.alignment import Alignment, HeadChange, align, change_list, changes, difference, difference_frame
-from ..frames.geometry import MAX_WINDOW
-from ..frames.picture_units import Units, merged
-from ..frames.view_frames import Head, head_frame, head_name, message_frame, sides_frame
+from ..frames.alignment import Alignment, HeadChange, align, difference, difference_frame
+from ..frames.picture_units import Units
+from ..frames.view_frames import Head, head_name, message_frame
 from ..theme.token_labels import visible
-from .example_view import ExampleView
+from .compared_sides import (
+    Compared,
+    Side,
+    all_pairs,
+    changes_of_pair,
+    changes_of_pairs,
+    check_size,
+    show_side,
+)
+from .comparison_choices import ComparisonChoices
 from .layout import grid, in_cell, three_columns
 
 AT_ONCE_PAIRS = 1 << 16
 """Most pairs of units of a side that are compared in one step."""
 ALL_WEIGHTS = 24 << 20
 """Most weights of a side for which all heads are compared."""
-_LISTS = {
-    "examples": "Heads that change",
-    "heads": "Heads least similar to A",
-    "models": "Heads of B most similar to A",
-}
 
 
-@dataclass(frozen=True)
-class Side:
-    """One side of the comparison: an example of a store, a head, and the units of both sequences."""
-
-    reader: Reader
-    head: Head
-    queries: Units
-    keys: Units
-    name: str
-
-    def map(self, check: Check) -> Float32[np.ndarray, "query_unit key_unit"]:
-        """Return the weights of the head between units."""
-        return merged(self.reader.maps([self.head], check), self.queries, self.keys)[0]
-
-    def layer_maps(self, layer: int, check: Check) -> Float32[np.ndarray, "head query_unit key_unit"]:
-        """Return the weights of all heads of a layer between units, rounded as in a picture."""
-        codes = self.reader.codes(check)[self.reader.site.layer_index(layer)]
-        return merged(((codes / np.float32(255)) ** 2).astype(np.float32), self.queries, self.keys)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Content of a comparison, read and computed for its two sides."""
-
-    alignment: tuple[Alignment, Alignment]
-    maps: tuple[Float32[np.ndarray, "q1 k1"], Float32[np.ndarray, "q2 k2"]]
-
-
-class CompareViewPage(ExampleView):
+class CompareViewPage(ComparisonChoices):
     """View with the choices, both head views and their difference."""
 
     def layout(self) -> pn.Column:
         """Build the layout, once."""
         self.choices, self.delta = Comparison(), Difference()
+        self.delta.caption = self._difference_caption
+        self.rankings, self.finds = Newest(is_limited=False), Newest(is_limited=False)
+        self._contrast: tuple[Any, Contrast | None, str] = ((), None, "")
+        self._matches: tuple[str, int, list[list[str]]] = ("", 0, [])
         self.first, self.second = HeadView(), HeadView()
         self._alignment: tuple[Alignment, Alignment] | None = None
         self._sides: tuple[Side, Side] | None = None
@@ -85,31 +64,14 @@ class CompareViewPage(ExampleView):
         middle = grid(in_cell(self.first), in_cell(self.second), columns="minmax(0,1fr) minmax(0,1fr)")
         return three_columns(self.choices, middle, self.delta)
 
-    # choices
-
-    def on_message(self, message: dict[str, Any]) -> None:
-        """Handle a choice on the left: the kind of comparison, B, a head, or a swap of A and B."""
-        kind = self.state.compare
-        if isinstance(compare := message.get("compare"), str):
-            self.change(compare=compare)
-        elif isinstance(value := message.get("b"), str):
-            field = {"examples": "other_example", "heads": "other_head", "models": "other_store"}[kind]
-            self.change(**{field: value, **({"other_head": ""} if kind == "models" else {})})
-        elif isinstance(head := message.get("head"), str) and self._sides:
-            layer, _, index = head.partition(".")
-            self.change(**({"layer": layer, "head": index} if kind == "examples" else {"other_head": head}))
-        elif message.get("swap") and self._sides:
-            self._swap(*self._sides)
-
-    def _swap(self, a: Side, b: Side) -> None:
-        if self.state.compare == "examples":
-            self.change(example=b.reader.example.index, other_example=str(a.reader.example.index), pin="")
-        elif self.state.compare == "heads":
-            self.change(layer=b.head[0], head=b.head[1], other_head=head_name(a.head))
+    def stop(self) -> bool:
+        """End what is read for the pair, for the ranking over all pairs, and the search for B."""
+        is_reading = [work.stop() for work in (self.rankings, self.finds)]
+        return super().stop() or any(is_reading)
 
     def _sides_of(self, reader: Reader) -> tuple[Side, Side]:
         """Return the sides A and B."""
-        state, kind = self.state, self.state.compare
+        state, kind = self.state, self.kind
         unit = "word" if kind == "models" else "token"
         head, other_head = (state.layer, state.head), _head_of(state.other_head)
         data, name = self.data, self.data.store.name
@@ -137,23 +99,15 @@ class CompareViewPage(ExampleView):
         sides = []
         for side_reader, side_head, label in zip((reader, second), heads, names, strict=True):
             queries, keys = side_reader.units(unit)
-            longest = max(len(side.frame["labels"]) for side in (queries, keys))
-            if longest > MAX_WINDOW:
-                raise NotFoundError(
-                    f"{label} has {longest:,} {unit}s; at most {MAX_WINDOW} can be compared. Choose another example, or "
-                    "open the head view, which shows a part of the text."
-                )
             sides.append(Side(side_reader, side_head, queries, keys, label))
         if heads[1] not in sides[1].reader.site.heads:
             raise ConfigError(f"head {head_name(heads[1])} is not in {name}.")
+        check_size((sides[0], sides[1]))
         return sides[0], sides[1]
 
     def _partner(self, reader: Reader) -> int:
         members = self.data.pair_members(reader.example.index)
-        if members:
-            return members[0]
-        before, after = self.data.neighbours(reader.example.index)
-        return next((n for n in (after, before) if n is not None), reader.example.index)
+        return members[0]
 
     def _other_store(self) -> DataSource:
         stores = self.data.served_with
@@ -162,7 +116,7 @@ class CompareViewPage(ExampleView):
             raise NotFoundError(
                 "only one store is open. Open two stores with the same examples: headatlas view STORE OTHER."
             )
-        return stores[self.state.other_store if self.state.other_store in names else names[0]]
+        return stores[self._other_name(names)]
 
     def _same_example(self, other_data: DataSource, reader: Reader) -> Reader:
         example = reader.example
@@ -177,6 +131,10 @@ class CompareViewPage(ExampleView):
 
     def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill all four components."""
+        state = self.state
+        if self.kind == "examples" and not state.other_example and not self.data.pair_members(state.example):
+            self.fail("Choose an example", "This example has no minimal pair. Search for another example by its text.")
+            return
         a, b = sides = self._sides_of(reader)
 
         def work(check: Check) -> Compared:
@@ -190,42 +148,35 @@ class CompareViewPage(ExampleView):
             self._show(reader, compared)
 
         n_pairs = max(len(side.queries.frame["labels"]) * len(side.keys.frame["labels"]) for side in sides)
-        key = (self.state.compare, a.name, b.name, a.reader.id, b.reader.id, self.hide_special, self.state.pin)
+        key = (
+            self.kind,
+            a.head,
+            b.head,
+            a.name,
+            b.name,
+            a.reader.id,
+            b.reader.id,
+            self.hide_special,
+            self.state.pin,
+            self.state.pairs,
+        )
         self.reads.start(key, work, done, self.failed, at_once=n_pairs <= AT_ONCE_PAIRS)
 
     def _show(self, reader: Reader, compared: Compared) -> None:
         """Fill the components with what was read."""
         assert self._sides is not None
         (a, b), (queries, _), maps = self._sides, compared.alignment, compared.maps
-        for view, side, map_, tint, letter in (
-            (self.first, a, maps[0], "pos", "A"), (self.second, b, maps[1], "neg", "B"),
-        ):  # fmt: skip
-            self._draw(view, side, map_, tint, letter)
         row = self._row()
         self.first.pin = "" if row is None else f"q{queries.first[row]}"
         self.second.pin = "" if row is None else f"q{queries.second[row]}"
+        for view, side, map_, tint, letter in (
+            (self.first, a, maps[0], "pos", "A"), (self.second, b, maps[1], "neg", "B"),
+        ):  # fmt: skip
+            rows = [(pairs.first, pairs.second)["AB".index(letter)] for pairs in compared.alignment]
+            view.give(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
+            show_side(view, side, map_, rows, tint, letter, self.kind)
         self._show_difference(maps, row)
         self._show_changes(reader, maps[0])
-
-    def _draw(self, view: HeadView, side: Side, map_: Float32[np.ndarray, "q k"], tint: str, letter: str) -> None:
-        assert self._alignment is not None
-        queries, keys = self._alignment
-        index = 0 if letter == "A" else 1
-        shape = map_.shape
-        rows = [(pairs.first, pairs.second)[index] for pairs in (queries, keys)]
-        row_numbers = []
-        for positions, n in zip(rows, shape, strict=True):
-            number = np.full(n, -1)
-            number[positions] = np.arange(len(positions))
-            row_numbers.append(number.tolist())
-        id = f"{side.name} {side.reader.id} {self.state.compare}"
-        view.give(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
-        view.tokens = sides_frame(side.queries.frame, None if side.reader.same_text else side.keys.frame, id)
-        frame = head_frame(map_[None], [side.head], causal=side.reader.site.causal, id=id)
-        view.frame = {
-            **frame, "title": f"{letter}  {side.name}", "tint": tint, "group": "compare",
-            "rows": {"q": row_numbers[0], "k": row_numbers[1]},
-        }  # fmt: skip
 
     def _row(self) -> int | None:
         """Return the aligned row of the pinned query of A. None if no query is pinned, or it has no partner in B."""
@@ -290,7 +241,11 @@ class CompareViewPage(ExampleView):
     def _show_changes(self, reader: Reader, first: Float32[np.ndarray, "q1 k1"]) -> None:
         """Fill the choices with the heads that change most. If all maps are many weights, they come later."""
         assert self._sides is not None
-        (a, b), kind = self._sides, self.state.compare
+        (a, b), kind = self._sides, self.kind
+        if self.state.pairs and kind == "examples":
+            self._show_ranking(reader)
+            return
+        self.rankings.stop()
         key = (kind, a.name, b.name, a.reader.id, b.reader.id, self.hide_special, a.head if kind != "examples" else ())
         n_weights = max(a.reader.n_weights, b.reader.n_weights)
         if self._change_list[0] == key or n_weights > ALL_WEIGHTS:
@@ -306,48 +261,51 @@ class CompareViewPage(ExampleView):
         def done(change_list: list[HeadChange]) -> None:
             self._change_list = key, change_list
             self.choices.frame = self._choices_frame(reader, "")
+            self._start_at(change_list)
 
         at_once = a.reader.has_codes and b.reader.has_codes and n_weights <= AT_ONCE_BYTES // 4
         if not at_once:
             self._change_list = (), []
             self.choices.frame = self._choices_frame(reader, "reading all heads")
         self.picks.start(
-            key, lambda check: _changes(sides, alignment, is_shown, first, kind, check), done, self.failed,
+            key, lambda check: changes_of_pair(sides, alignment, is_shown, first, kind, check), done, self.failed,
             at_once=at_once,
         )  # fmt: skip
 
-    def _choices_frame(self, reader: Reader, why: str) -> ComparisonFrame:
-        assert self._sides is not None
-        (a, b), kind = self._sides, self.state.compare
-        texts = [visible(side.reader.example.text[:140])[:140] if kind == "examples" else side.name for side in (a, b)]
-        choice = {"examples": str(b.reader.example.index), "heads": head_name(b.head)}.get(kind, "")
-        frame: ComparisonFrame = {
-            **self._open_choices(choice), "a": texts[0], "b": texts[1], "heads": self._change_list[1],
-            "list": _LISTS[kind], "head": head_name(b.head), "why": why,
-        }  # fmt: skip
-        return frame
+    def _start_at(self, heads: list[HeadChange]) -> None:
+        """Choose the head that changes most, if neither the address nor the reader chose one."""
+        if self.kind == "examples" and heads and "head" not in self.state.named:
+            layer, head = map(int, heads[0]["head"].split("."))
+            self.session.go({"layer": layer, "head": head}, push=False)
 
-    def _open_choices(self, choice: str) -> ComparisonFrame:
-        """Return the choices of B, of which `choice` is chosen, without anything about the sides."""
-        state, kind, data = self.state, self.state.compare, self.data
-        if kind == "examples":
-            members = data.pair_members(state.example)
-            choices = [[str(n), f"{visible(data.example(n).id)}: {data.shown_text(n, 60)}"] for n in members]
-        elif kind == "heads":
-            heads = data.site(state.site).heads
-            choices = [
-                [head_name(head), f"head {head_name(head)}"] for head in heads if head != (state.layer, state.head)
-            ]
-        else:
-            choices = [[name, name] for name in data.stores if name != data.name]
-            choice = state.other_store or (choices[0][0] if choices else "")
-        frame: ComparisonFrame = {
-            "compare": kind, "a": "", "b": "", "choices": choices, "choice": choice, "heads": [], "list": "", "head": "",
-            "why": "",
-        }  # fmt: skip
-        if kind == "examples":
-            frame["number"] = choice
-        return frame
+    def _show_ranking(self, reader: Reader) -> None:
+        """Fill the list with the heads that change most over all pairs, or over those of a label."""
+        assert self._sides is not None
+        a, b = self._sides
+        scope, site = self.state.pairs, reader.site.name
+        members = self.data.pair_members(a.reader.example.index)
+        key = (site, a.reader.id, b.reader.id, scope)
+        self.picks.stop()
+        self._change_list = (), []
+        if b.reader.example.index not in members:
+            self.choices.frame = self._choices_frame(reader, "A and B are no minimal pair of this store")
+            return
+
+        def work(check: Check) -> tuple[Contrast, list[HeadChange], str]:
+            contrast = all_pairs(self.data, site, a.reader.example.index, b.reader.example.index, check)
+            return contrast, *changes_of_pairs(self.data, contrast, scope)
+
+        def done(result: tuple[Contrast, list[HeadChange], str]) -> None:
+            contrast, heads, about = result
+            self._contrast, self._change_list = (key, contrast, about), (key, heads)
+            self.choices.frame = self._choices_frame(reader, "")
+            self._start_at(heads)
+
+        def failed(error: HeadAtlasError) -> None:
+            self.choices.frame = self._choices_frame(reader, self.data.error_text(error))
+
+        self.choices.frame = self._choices_frame(reader, "comparing all pairs")
+        self.rankings.start(key, work, done, failed, at_once=False)
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture, and keep the choices, so that the reader can choose another B."""
@@ -356,31 +314,8 @@ class CompareViewPage(ExampleView):
         self.second.frame = self.delta.frame = {}
         state = self.state
         self.choices.frame = self._open_choices(
-            {"examples": state.other_example, "heads": state.other_head}.get(state.compare, "")
+            {"examples": state.other_example, "heads": state.other_head}.get(self.kind, "")
         )
-
-
-def _changes(
-    sides: tuple[Side, Side],
-    alignment: tuple[Alignment, Alignment],
-    is_shown: list[np.ndarray],
-    first: Float32[np.ndarray, "q1 k1"],
-    kind: str,
-    check: Check,
-) -> list[HeadChange]:
-    """Return the heads of the list on the left, computed layer by layer."""
-    a, b = sides
-    layers = []
-    for layer in b.reader.site.layers:
-        check()
-        maps = b.layer_maps(layer, check)
-        # the same heads of A, or the head of A for all heads of B
-        others = a.layer_maps(layer, check) if kind == "examples" else np.broadcast_to(first, (len(maps), *first.shape))
-        layers.append(changes(difference(others, maps, *alignment)[None], *is_shown)[0])
-    values = np.stack(layers)
-    if kind == "heads":
-        values[head_index(b.reader.site, *a.head)] = 0
-    return change_list(values, b.reader.site.layers, least=kind == "models")
 
 
 def _head_of(text: str) -> Head | None:

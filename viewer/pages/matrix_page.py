@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any
 
 import panel as pn
 
-from headatlas.store.errors import HeadAtlasError
+from headatlas.store.errors import HeadAtlasError, NotFoundError
 
 from ..components.background import Check, Newest, background
 from ..components.keylist import KeyList
 from ..components.matrix import Matrix
-from ..data.example_reader import AT_ONCE_BYTES, Reader
+from ..data.example_reader import AT_ONCE_BYTES, Reader, reader_of
 from ..data.key_weights import KeyWeights, Part, key_weights
-from ..data.map_pyramid import PICTURE_TOKENS, Kind, Pyramid, TileFrame, matrix_frame
+from ..data.map_pyramid import PICTURE_TOKENS, Kind, Pyramid, TileFrame, matrix_frame, pool_blocks
+from ..figures.attention_figures import MapChoices, map_figure
+from ..figures.figure_parts import Caption, Figure
 from ..frames.geometry import window
-from ..frames.view_frames import Head, head_name, message_frame, sides_frame
+from ..frames.view_frames import Head, block_tokens, cut_tokens, head_name, message_frame, sides_frame
 from .example_view import ExampleView
 from .layout import three_columns
 
+FIGURE_CELLS = 1024
+"""Most cells of a side of a figure."""
 MAX_TILES = 64
 """Most tiles that one message can request."""
 TILES_S = 0.1
@@ -35,6 +40,7 @@ class MatrixViewPage(ExampleView):
     def layout(self) -> pn.Column:
         """Build the layout, once."""
         self.map, self.keys = Matrix(), KeyList()
+        self.map.draw_part = self._figure
         self.picker.give(lines=False, single=True)
         self._map_id, self._pyramid, self.lists = "", None, Newest()
         self._wanted: list[tuple[int, int, int, Kind]] = []
@@ -106,6 +112,38 @@ class MatrixViewPage(ExampleView):
             key, work, lambda listed: self.fill_picker(reader, self.keys, listed), self.failed,
             at_once=cost <= AT_ONCE_BYTES,
         )  # fmt: skip
+
+    def _figure(self, caption: Caption, width_mm: float) -> Figure:
+        """Draw the shown part of the map: its weights, or of a long part the blocks of a level."""
+        pyramid, state = self._pyramid, self.state
+        if pyramid is None:
+            raise NotFoundError("there is no map, so there is no figure. Wait until it is read.")
+        reader = reader_of(self.data, state.example, state.site)
+        top, left, span = map(float, (part or 0 for part in state.zoom.split(","))) if state.zoom else (0, 0, 1e9)
+        spans = [
+            slice(min(int(start), n - 1), min(n, math.ceil(start + span)))
+            for start, n in zip((top, left), pyramid.shape, strict=True)
+        ]
+        longest = max(part.stop - part.start for part in spans)
+        level = next(i for i in range(len(pyramid.level_shapes)) if longest >> i <= FIGURE_CELLS)
+        side = 1 << level
+        weights = reader.maps([self.heads[0]], query=spans[0], key=spans[1])[0]
+        blocks = weights if not level else pool_blocks(weights, side, state.pooling)  # type: ignore[arg-type]
+        queries, keys = (
+            cut_tokens(tokens, part.start, part.stop - part.start) if not level else block_tokens(tokens, part, side)
+            for tokens, part in zip((reader.queries, reader.keys), spans, strict=True)
+        )
+        n_queries, n_keys = pyramid.shape
+        is_part = (spans[0].start, spans[0].stop, spans[1].start, spans[1].stop) != (0, n_queries, 0, n_keys)
+        notes = [
+            f"queries {spans[0].start}\u2013{spans[0].stop - 1} of {n_queries:,}, keys {spans[1].start}\u2013{spans[1].stop - 1} of {n_keys:,}" if is_part else "",
+            f"a cell is the {state.pooling} of {side} \u00d7 {side} weights" if level else "",
+        ]  # fmt: skip
+        choices = MapChoices(
+            f"Head {head_name(self.heads[0])}", hide_special=self.hide_special, scale=state.scale,
+            origin=(spans[0].start, spans[1].start), block=side,
+        )  # fmt: skip
+        return map_figure(blocks, queries, keys, choices, caption.with_notes(*notes), width_mm)
 
     def stop(self) -> bool:
         """End the reading of the map, of its tiles and of the list of keys."""

@@ -7,19 +7,21 @@ from typing import Any
 
 import panel as pn
 
-from headatlas.store.errors import NotFoundError
-from headatlas.store.schema.head_dimensions import rotary_pairs
+from headatlas.store.errors import HeadAtlasError, NotFoundError
+from headatlas.store.schema.head_dimensions import factors_text, parse_factors, rotary_pairs
 
 from ..components.background import Check
 from ..components.neuronview import NeuronView
 from ..data.example_reader import AT_ONCE_BYTES, Reader
-from ..frames.view_frames import NeuronFrame, NeuronRow, message_frame, neuron_frame, sides_frame
+from ..frames.geometry import clearest_query
+from ..frames.view_frames import Head, NeuronFrame, NeuronRow, message_frame, neuron_frame, sides_frame
+from ..state.reader_state import Problem
 from .example_view import ExampleView
 from .layout import two_columns
 
 MAX_BYTES = 32 << 20
 """Largest size of the key vectors of a row that are sent to the browser."""
-_ROW = {"page", "view", "site", "example", "layer", "head", "pin", "specials"}
+_READ = {"page", "view", "site", "example", "layer", "head", "pin", "specials"}
 
 
 class NeuronViewPage(ExampleView):
@@ -30,6 +32,9 @@ class NeuronViewPage(ExampleView):
         self.vectors = NeuronView()
         self.picker.give(lines=False, single=True)
         self.vectors.param.watch(self._pin, "pin")
+        self.link(self.vectors, order="dimension_order", factors="factors", dim="dimension", measured="measured")
+        self._row: tuple[Any, ...] = ()
+        self._query = 0
         self._tokens_of = ""
         self.vectors.document = partial(self.document, "neuron")
         return two_columns(self.picker, self.vectors)
@@ -48,11 +53,10 @@ class NeuronViewPage(ExampleView):
             self.change(layer=layer, head=head)
 
     def draw(self, reader: Reader, changed: frozenset[str]) -> None:
-        """Fill the components for the pinned query, or for the first query that is not a special token."""
+        """Fill the components for the pinned query, or for the query with the clearest row."""
         head, site = self.heads[0], reader.site
         pin = self.pinned(reader)
-        ordinary = [i for i, special in enumerate(reader.queries["special"]) if not special]
-        query_pos = pin[1] if pin and (pin[0] == "q" or reader.same_text) else ordinary[0] if ordinary else 0
+        query_pos = pin[1] if pin and (pin[0] == "q" or reader.same_text) else self._clearest_query(reader, head)
         self._explain(reader)
         self.fill_picker(reader)
         if reader.id != self._tokens_of:
@@ -87,11 +91,50 @@ class NeuronViewPage(ExampleView):
 
         def done(frame: NeuronFrame) -> None:
             self.vectors.frame = frame
-            self.vectors.give(pin=self.state.pin, hide_special=self.hide_special)
+            self._show_choices(reader)
 
-        if changed & _ROW or not self.vectors.frame:
+        if changed & _READ or not self.vectors.frame:
             key = reader.id, head, query_pos
             self.reads.start(key, work, done, self.failed, at_once=n_bytes <= AT_ONCE_BYTES)
+        else:
+            self._show_choices(reader)
+
+    def _clearest_query(self, reader: Reader, head: Head) -> int:
+        """Return the query to open with. In a text whose map takes long to read it is the first ordinary token."""
+        row = reader.id, head
+        if self._row != row:
+            n_queries = reader.shape[0]
+            map_ = None
+            if reader.has_attention and reader.cost(1, n_queries) <= AT_ONCE_BYTES:
+                map_ = reader.maps([head])[0]
+            first = reader.site.causal or reader.site.has_sinks
+            specials = reader.queries["special"], reader.keys["special"]
+            self._row, self._query = row, clearest_query(map_, *specials, is_same_text=reader.same_text, has_sink=first)
+        return self._query
+
+    def _show_choices(self, reader: Reader) -> None:
+        """Show the order, the factors, and the marked dimension and key. What does not exist is reported."""
+        state, site = self.state, reader.site
+        problems: list[Problem] = []
+        factors = dimension = measured = ""
+        try:
+            factors = factors_text(parse_factors(state.factors, site)) if state.factors else ""
+        except HeadAtlasError as error:
+            problems.append(Problem("factors", state.factors, self.data.error_text(error)))
+        if state.dimension and int(state.dimension) >= site.d_head:
+            problems.append(Problem("dimension", state.dimension, f"a head has dimensions 0 to {site.d_head - 1}"))
+        else:
+            dimension = state.dimension
+        if state.measured and int(state.measured) >= reader.shape[1]:
+            problems.append(Problem("measured", state.measured, f"the keys have positions 0 to {reader.shape[1] - 1}"))
+        else:
+            measured = state.measured
+        if problems:
+            self.session.report(problems)
+        self.vectors.give(
+            pin=state.pin, hide_special=self.hide_special, order=state.dimension_order, factors=factors, dim=dimension,
+            measured=measured,
+        )  # fmt: skip
 
     def _explain(self, reader: Reader) -> None:
         site, (layer, head) = reader.site, self.heads[0]

@@ -13,9 +13,14 @@ import panel as pn
 from headatlas.store.errors import HeadAtlasError
 
 from ..components.background import Newest
+from ..components.esm_view import ESMView
 from ..data.store_data import DataSource
+from ..data.store_facts import names_of
+from ..figures.figure_parts import Caption
+from ..frames.view_frames import head_name
 from ..state.page_table import PageRow
 from ..state.reader_state import Problem, ViewState
+from ..theme.token_labels import visible
 from .layout import in_cell, show
 
 logger = logging.getLogger(__name__)
@@ -74,6 +79,18 @@ class Page(ABC):
         """End what is being read in the background. Returns True if there was any."""
         is_searching = self.searches.stop()
         return self.reads.stop() or is_searching
+
+    def caption(self) -> Caption:
+        """Return the subject of the page's figures: the model, the chosen head, the example and the corpus."""
+        state, data = self.state, self.data
+        model, corpus = names_of(data)
+        example = data.example(state.example)
+        text = "  |  ".join(filter(None, (example.text, example.text_pair, example.target_text)))
+        site = f", {data.site(state.site).name}" if len(data.store.sites) > 1 else ""
+        return Caption(
+            model, f"head {head_name((state.layer, state.head))}{site}", visible(text), visible(example.id),
+            f"{corpus}, n = {data.n_examples:,} examples",
+        )  # fmt: skip
 
     def failed(self, error: HeadAtlasError) -> None:
         """Show the error of a reading in the background."""
@@ -144,6 +161,9 @@ class PageStack:
         if route not in self._pages:
             row = self._rows[route]
             self._pages[route] = page = self._load(row)(self._session, row)
+            for part in page.view.select(ESMView):
+                if isinstance(part, ESMView) and part.caption is Caption:
+                    part.caption = page.caption
             self._column.append(in_cell(page.view, *self._cell))
         return self._pages[route]
 

@@ -6,6 +6,7 @@ expression is marked under the word that causes it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -56,6 +57,7 @@ class SearchPage(Page):
         send = self.session.receive
         self.box, self.map, self.summary = PatternBox(send), HeadMap(send), Summary(send)
         self.heads, self.examples, self.state_card = HeadList(send), Kwic(send), StateCard(send)
+        self.heads.caption = lambda: replace(self.caption(), sentence=visible(self.state.pattern))
         top = grid(in_cell(self.box), in_cell(self.map), columns="minmax(0,1fr) 152px")
         self.results = grid(in_cell(self.heads), in_cell(self.examples), columns="minmax(420px,592fr) minmax(0,804fr)")
         cells = [

@@ -90,8 +90,8 @@ class Session:
             sizing_mode="stretch_width",
             margin=0,
         )
+        self.state.param.watch(self._changed, list(ViewState.FIELDS))  # a page may choose a head while it is shown
         self._show(frozenset(ViewState.FIELDS))
-        self.state.param.watch(self._changed, list(ViewState.FIELDS))
         self._push = True
         self._bookmarks: dict[str, Bookmark] = {}
         if data.bookmarks is not None and pn.state.curdoc is not None:
@@ -130,11 +130,13 @@ class Session:
 
     def go(self, patch: dict[str, Any], push: bool = True) -> None:
         """Change the state. With ``push=False`` the browser's history gets no new entry."""
-        self._push = push
+        before, self._push = self._push, push
         try:
-            self.report(self.state.apply(patch))
+            problems = self.state.apply(patch)
+            if push or problems:  # a change that no reader made leaves the notice
+                self.report(problems)
         finally:
-            self._push = True
+            self._push = before
 
     def find(self, text: str) -> None:
         """Interpret the text of the search box: a head, the id of an example, a pattern, or words in examples."""

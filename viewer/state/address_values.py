@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 MAX_TEXT = 2_000
@@ -14,6 +14,7 @@ PIN = re.compile(r"([qk])([0-9]{1,9})")
 HEAD = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
 SPAN = re.compile(r"(?=.*[0-9])([0-9]{0,7}(\.[0-9]{1,6})?)\.\.([0-9]{0,7}(\.[0-9]{1,6})?)")
 ARCS = re.compile(r"none|[0-9]{1,3}>[0-9]{1,3}(,[0-9]{1,3}>[0-9]{1,3}){0,11}")
+FACTORS = re.compile(r"(pairs?:)?[0-9,-]{1,400}:[0-9.e-]{1,12}(\+(pairs?:)?[0-9,-]{1,400}:[0-9.e-]{1,12}){0,63}")
 ZOOM = re.compile(r"([0-9]{1,7}(\.[0-9]{1,2})?,){2}[0-9]{1,7}(\.[0-9]{1,2})?")
 
 
@@ -22,6 +23,12 @@ def parse_span(text: str) -> tuple[float, float]:
     match = SPAN.fullmatch(text)
     low, high = (match[1], match[3]) if match else ("", "")
     return (float(low) if low else float("-inf"), float(high) if high else float("inf"))
+
+
+def read_factors(text: str) -> dict[int, float]:
+    """Read factors of single dimensions, ``12,44:0+7:0.5``, as `head_dimensions.factors_text` writes them."""
+    terms = (term.partition(":") for term in filter(None, text.split("+")))
+    return {int(d): float(factor) for dims, _, factor in terms for d in dims.split(",")}
 
 
 def option(value: Any, options: Iterable[str]) -> str:
@@ -71,3 +78,16 @@ def share(value: Any) -> float:
     if not 0 <= number <= 1:
         raise ValueError("expected a number from 0 to 1")
     return round(number, 6)
+
+
+def number_text(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as ``0 to 5`` or ``1, 3, 5``."""
+    is_range = numbers[-1] - numbers[0] == len(numbers) - 1
+    return f"{numbers[0]} to {numbers[-1]}" if is_range else ", ".join(map(str, numbers))
+
+
+def missing_example(examples: Collection[int]) -> str:
+    """Return why a number is not that of an example."""
+    if not examples:
+        return "this store has no example yet"
+    return f"this store has {len(examples)} examples, numbers {min(examples)} to {max(examples)}"

@@ -33,6 +33,8 @@ class PageRow:
         Part of the path bar that is marked while the page is shown.
     path_value
         Value of the path bar's first part while the page is shown. If empty, the bar shows the name of the store.
+    picture
+        Picture that `headatlas figure` draws by default. Empty if the page has none.
     """
 
     route: str
@@ -42,27 +44,36 @@ class PageRow:
     drawers: tuple[Drawer, ...] = ()
     path_part: PathPart = "corpus"
     path_value: str = ""
+    picture: str = ""
 
 
 _HEADS = frozenset({"page", "site", "statistic", "pattern", "layer", "head"})
 _EXAMPLE = frozenset({"page", "view", "site", "example", "layer", "head", "heads", "pin", "specials"})
 _LINES = _EXAMPLE | {"share", "keys", "unit", "segments", "weights", "layout"}
-_OTHERS = frozenset({"compare", "other_example", "other_head", "other_store"})
+_DIMENSIONS = frozenset({"dimension_order", "dimension", "measured", "factors"})
+_OTHERS = frozenset({"compare", "pairs", "other_example", "other_head", "other_store"})
 
 VIEWS = (
-    PageRow("head", "Head view", "head_page:HeadViewPage", _LINES, ("left", "right"), "example"),
+    PageRow("head", "Head view", "head_page:HeadViewPage", _LINES, ("left", "right"), "example", picture="head view"),
     PageRow(
-        "model", "Model view", "model_page:ModelViewPage", _LINES | {"arrange", "pattern"}, ("left", "right"), "example"
+        "model", "Model view", "model_page:ModelViewPage", _LINES | {"arrange", "pattern"}, ("left", "right"), "example",
+        picture="model view",
     ),
-    PageRow("neuron", "Neuron view", "neuron_page:NeuronViewPage", _LINES, ("left",), "dimension"),
+    PageRow(
+        "neuron", "Neuron view", "neuron_page:NeuronViewPage", _LINES | _DIMENSIONS, ("left",), "dimension",
+        picture="neuron view",
+    ),
     PageRow(
         "matrix", "Matrix", "matrix_page:MatrixViewPage", _LINES | {"zoom", "pooling", "scale"}, ("left", "right"),
-        "example",
+        "example", picture="matrix",
     ),
-    PageRow("compare", "Compare", "compare_page:CompareViewPage", _LINES | _OTHERS, ("left", "right"), "example"),
+    PageRow(
+        "compare", "Compare", "compare_page:CompareViewPage", _LINES | _OTHERS, ("left", "right"), "example",
+        picture="difference",
+    ),
     PageRow(
         "space", "Query\u2013key space", "space_page:SpaceViewPage", (_EXAMPLE - {"heads"}) | {"shade"}, ("left",),
-        "example",
+        "example", picture="query-key space",
     ),
 )  # fmt: skip
 """Views of one example, in the order of their tabs."""
@@ -70,12 +81,12 @@ VIEWS = (
 PAGES = (
     PageRow(
         "corpus", "Corpus", "corpus_page:CorpusPage", _HEADS | {"x", "y", "heads", "other_store", "other_head"},
-        ("right",),
+        ("right",), picture="head map",
     ),
     PageRow(
         "search", "Search", "search_page:SearchPage",
         frozenset({"page", "site", "pattern", "measure", "layer", "head", "example", "sample", "arcs"}),
-        path_value="search",
+        path_value="search", picture="ranked heads",
     ),
     PageRow(
         "examples", "Examples", "examples_page:ExamplesPage",

@@ -18,6 +18,7 @@ from param.parameterized import batch_call_watchers
 
 from .address_values import (
     ARCS,
+    FACTORS,
     HEAD,
     INTEGER,
     PIN,
@@ -25,6 +26,8 @@ from .address_values import (
     ZOOM,
     facets_json,
     matching,
+    missing_example,
+    number_text,
     option,
     parse_span,
     share,
@@ -43,7 +46,8 @@ POOLINGS = ("maximum", "mean")
 SCALES = ("sqrt", "linear", "log")
 SAMPLES = ("strongest", "deciles", "random", "weakest")
 ARRANGEMENTS = ("layer", "weight", "search")
-COMPARISONS = ("examples", "heads", "models")
+DIMENSION_ORDERS = ("dimension", "part", "pairs")
+COMPARISONS = ("auto", "examples", "heads", "models")
 THEMES = ("auto", "light", "dark")
 MAX_QUERY, MAX_FIELDS = 32_000, 500
 """Most characters and fields of an address."""
@@ -54,9 +58,16 @@ MAX_HEADS = 256
 _FIELDS = (
     "store", "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example",
     "pin", "share", "keys", "specials", "unit", "segments", "weights", "layout", "pooling", "scale", "zoom", "arrange",
-    "compare", "other_example", "other_head", "other_store", "shade", "sample", "arcs", "where", "text", "order", "row",
+    "dimension_order", "dimension", "measured", "factors",
+    "compare", "pairs", "other_example", "other_head", "other_store", "shade", "sample", "arcs", "where", "text", "order", "row",
     "lengths", "scores", "theme",
 )  # fmt: skip
+
+_DEPENDENT = {
+    ("store", "site", "layer", "head"): ("factors", "dimension", "measured"),
+    ("example", "pin"): ("measured",),
+}
+"""Fields that are cleared when one of others changes: dimensions belong to a head, a measured key to a row."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,18 @@ class ViewState(param.Parameterized):
     scale = param.Selector(default="sqrt", objects=list(SCALES), doc="scale of the matrix's colours")
     zoom = param.String(default="", doc="first row, first column and width of the matrix's window")
     arrange = param.Selector(default="layer", objects=list(ARRANGEMENTS), doc="order of the model view's heads")
-    compare = param.Selector(default="examples", objects=list(COMPARISONS))
+    dimension_order = param.Selector(
+        default="dimension", objects=list(DIMENSION_ORDERS), doc="order of the dimensions in the neuron view"
+    )
+    dimension = param.String(default="", doc="number of the marked dimension; empty: the one with the largest part")
+    measured = param.String(default="", doc="position of the key whose score is measured; empty: the strongest key")
+    factors = param.String(default="", doc="factors of dimensions, as 12,44:0+7:0.5 or pairs:0-4:0")
+    compare = param.Selector(
+        default="auto", objects=list(COMPARISONS), doc="kind of comparison; auto: the first that the example allows"
+    )
+    pairs = param.String(
+        default="", doc="pairs that rank the heads: empty: the shown one; all; or column=value, the pairs of a label"
+    )
     other_example = param.String(default="", doc="number of the second example; empty: the other of the pair")
     other_head = param.String(default="", doc="second head as layer.head, in `other_store` if models are compared")
     other_store = param.String(default="", doc="name of the second store")
@@ -148,7 +170,7 @@ class ViewState(param.Parameterized):
     FIELDS: ClassVar[tuple[str, ...]] = _FIELDS
     HISTORY: ClassVar[frozenset[str]] = frozenset(
         {"page", "view", "site", "pattern", "layer", "head", "heads", "example", "pin", "unit", "segments"}
-        | {"compare", "other_example", "other_head", "other_store", "where", "lengths", "scores"}
+        | {"compare", "pairs", "other_example", "other_head", "other_store", "where", "lengths", "scores"}
     )
     """Fields whose change adds a history entry. Changes of others (sliders, colours) replace the current one."""
 
@@ -160,6 +182,8 @@ class ViewState(param.Parameterized):
         self.param.update(**{**start, **self._bounds.start})
         self._start = {name: getattr(self, name) for name in self.FIELDS}
         self._parts: dict[str, str] | None = None
+        self.named: frozenset[str] = frozenset()
+        """Fields that the address or a choice has set, even to the value of the start."""
         self.param.update(**params)
 
     @property
@@ -199,6 +223,8 @@ class ViewState(param.Parameterized):
         if self._parts is None:  # a page writes about twenty links of one state
             self._parts = {name: self._part(name, getattr(self, name)) for name in self.FIELDS}
         parts = self._parts | {name: self._part(name, value) for name, value in changes.items()}
+        if changes.get("view", self.view) == "compare" and "head" in self.named:  # without it, the view chooses a head
+            parts |= {name: f"{name}={changes.get(name, getattr(self, name))}" for name in ("layer", "head")}
         return "&".join(filter(None, parts.values()))
 
     def _part(self, name: str, value: Any) -> str:
@@ -231,12 +257,15 @@ class ViewState(param.Parameterized):
                 patch[_unquote(name)] = text
                 if "�" in text and "%EF%BF%BD" not in value.upper():
                     problems.append(Problem(_unquote(name), value, "is not UTF-8 text"))
-        return problems + self.apply(patch)
+        problems += self.apply(patch)
+        self.named = frozenset(_unquote(part.partition("=")[0]) for part in query.removeprefix("?").split("&"))
+        return problems
 
     def apply(self, patch: Mapping[str, Any]) -> list[Problem]:
         """Set the valid values of `patch` in one step. Returns the rejected values with the reasons."""
         problems: list[Problem] = []
         values: dict[str, Any] = {}
+        patch = self._completed(patch)
         for name in sorted(patch, key=lambda n: n != "site"):  # the site determines the numbers of layers and heads
             value = patch[name]
             try:
@@ -245,11 +274,22 @@ class ViewState(param.Parameterized):
                 problems.append(Problem(name, _short_repr(value), str(error)))
         if values.get("site", self.site) != self.site:
             values = self._site_changes(values["site"]) | values
+        self.named |= values.keys()
         with batch_call_watchers(self):
             for name, value in values.items():
                 if getattr(self, name) != value:
                     setattr(self, name, value)
         return problems
+
+    def _completed(self, patch: Mapping[str, Any]) -> dict[str, Any]:
+        """Split ``head=5.8`` into layer and head, and clear what belongs to the row or head that is left."""
+        completed = dict(patch)
+        if isinstance(head := patch.get("head"), str) and (match := HEAD.fullmatch(head)):
+            completed["layer"], completed["head"] = match[1], match[2]
+        for fields, dependent in _DEPENDENT.items():
+            if any(name in completed and str(completed[name]) != str(getattr(self, name)) for name in fields):
+                completed = {**dict.fromkeys(dependent, ""), **completed}
+        return completed
 
     def _valid_value(self, name: str, value: Any, values: Mapping[str, Any]) -> Any:
         if name not in self.FIELDS:
@@ -267,6 +307,10 @@ class ViewState(param.Parameterized):
             return option(value, ("", *self._bounds.stores)) if self._bounds.stores else text_value(value)
         if name == "zoom":
             return matching(ZOOM, value, "expected row,column,width of the matrix's window, such as 0,120,64")
+        if name in ("dimension", "measured"):
+            return matching(INTEGER, value, "expected a whole number, or nothing")
+        if name == "factors":
+            return matching(FACTORS, value, "expected dimensions with factors, such as 12,44:0+7:0.5 or pairs:0-4:0")
         if name == "arcs":
             return matching(ARCS, value, "expected at most 12 arcs as query>key, separated by commas, such as 7>5,3>2")
         if name == "other_head":
@@ -301,10 +345,10 @@ class ViewState(param.Parameterized):
         layers, heads = self._site_shape(values)
         choices = {"layer": layers, "head": None if heads is None else range(heads)}.get(name)
         if choices is not None and number not in choices:
-            raise ValueError(f"this store has {name} {_number_text(choices)}")
+            raise ValueError(f"this store has {name} {number_text(choices)}")
         examples = self._bounds.examples
         if name == "example" and examples is not None and number not in examples:
-            raise ValueError(_missing_example(examples))
+            raise ValueError(missing_example(examples))
         if name == "keys" and not 1 <= number <= 64:
             raise ValueError("expected 1 to 64")
         return number
@@ -335,18 +379,12 @@ class ViewState(param.Parameterized):
             layer, head = int(match[1]), int(match[2])
             if layers is not None and heads is not None and (layer not in layers or head >= heads):
                 raise ValueError(
-                    f"head {item[:20]} is not in this store: layers {_number_text(layers)} of {heads} heads"
+                    f"head {item[:20]} is not in this store: layers {number_text(layers)} of {heads} heads"
                 )
             names.append(f"{layer}.{head}")
         if len(names) > MAX_HEADS:
             raise ValueError(f"{len(names)} heads; at most {MAX_HEADS} can be shown together")
         return ",".join(dict.fromkeys(names))
-
-
-def _number_text(numbers: Sequence[int]) -> str:
-    """Return ascending numbers as ``0 to 5`` or ``1, 3, 5``."""
-    is_range = numbers[-1] - numbers[0] == len(numbers) - 1
-    return f"{numbers[0]} to {numbers[-1]}" if is_range else ", ".join(map(str, numbers))
 
 
 def query_of_arguments(arguments: Mapping[str, list[bytes]]) -> str:
@@ -356,12 +394,6 @@ def query_of_arguments(arguments: Mapping[str, list[bytes]]) -> str:
 
 def _unquote(text: str) -> str:
     return unquote_to_bytes(text.replace("+", " ").encode("utf-8", "replace")).decode("utf-8", "replace")
-
-
-def _missing_example(examples: Collection[int]) -> str:
-    if not examples:
-        return "this store has no example yet"
-    return f"this store has {len(examples)} examples, numbers {min(examples)} to {max(examples)}"
 
 
 def _short_repr(value: Any) -> str:

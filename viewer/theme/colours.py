@@ -1,7 +1,8 @@
 """Colours of every picture. Python draws and tests with them; the components receive them as constants.
 
 Sequential ramps start at the colour of the surface, because attention is sparse and zero must stay blank. Their
-lightness then moves away from it monotonically. Signed values use the sequential ramp above zero and `NEGATIVE` below.
+lightness then moves away from it monotonically. Signed values use `POSITIVE` above zero and `NEGATIVE` below, whose ends
+are far apart: a sequential ramp of the dark theme ends near white, and two of them could not be told apart there.
 Heads are coloured by the order in which they were selected. Colours by head number would repeat in wide models.
 """
 
@@ -68,8 +69,12 @@ SEQUENTIAL: dict[Theme, tuple[str, ...]] = {
     "dark": ("#151A22", "#1C2A49", "#23407F", "#2F5BB6", "#4F7FDD", "#80A5F2", "#B5CBFA", "#EEF3FF"),
 }
 NEGATIVE: dict[Theme, tuple[str, ...]] = {
-    "light": ("#FFFFFF", "#FBE9D7", "#F5CDA4", "#EBA968", "#D98334", "#B8600F", "#8A4306", "#5C2B03"),
-    "dark": ("#151A22", "#33251A", "#5C3A1C", "#8A531D", "#BC7329", "#E39A50", "#F5C28F", "#FFEBD6"),
+    "light": ("#FFFFFF", "#FBE9D7", "#F5CDA4", "#EBA968", "#D98334", "#B8600F", "#8A4306", "#662F02"),
+    "dark": ("#151A22", "#33251A", "#553619", "#7A4A1A", "#A0611E", "#C77A25", "#EA9633", "#FFB75A"),
+}
+POSITIVE: dict[Theme, tuple[str, ...]] = {
+    "light": SEQUENTIAL["light"],
+    "dark": ("#151A22", "#1A2740", "#213868", "#2A4C97", "#3562C4", "#467CE8", "#6698FF", "#8DB4FF"),
 }
 HEADS: dict[Theme, tuple[str, ...]] = {
     "light": (
@@ -90,6 +95,7 @@ def palette() -> dict[str, dict[str, object]]:
             "tokens": dict(TOKENS[theme]),
             "sequential": list(SEQUENTIAL[theme]),
             "negative": list(NEGATIVE[theme]),
+            "positive": list(POSITIVE[theme]),
             "heads": list(HEADS[theme]),
         }
         for theme in THEMES
@@ -124,4 +130,4 @@ def sequential(value: Float[np.ndarray, "*shape"], theme: Theme = "light") -> UI
 def signed(value: Float[np.ndarray, "*shape"], theme: Theme = "light") -> UInt8[np.ndarray, "*shape 3"]:
     """Return the colours of values in [-1, 1]: orange below zero, blue above, the surface at zero."""
     index = np.floor(np.clip(np.abs(np.nan_to_num(value)), 0, 1) * 255 + 0.5).astype(np.intp)
-    return np.where((value < 0)[..., None], ramp(NEGATIVE[theme])[index], ramp(SEQUENTIAL[theme])[index])
+    return np.where((value < 0)[..., None], ramp(NEGATIVE[theme])[index], ramp(POSITIVE[theme])[index])

@@ -121,7 +121,7 @@ def test_every_view_writes_each_token(watched: Page, url: str, tmp_path: Path) -
     for kind in ("CSV", "SVG", "HTML"):
         watched.get_by_label("download head view").click()
         with watched.expect_download() as waiting:
-            watched.locator(".downloads[open] [data-format]", has_text=kind).click()
+            watched.locator(f".downloads[open] [data-format={kind}]").first.click()
         files[kind] = tmp_path / f"view.{kind.lower()}"
         waiting.value.save_as(files[kind])
     pinned = list(csv.DictReader(io.StringIO(files["CSV"].read_text("utf-8"))))
@@ -151,6 +151,8 @@ def test_every_view_writes_each_token(watched: Page, url: str, tmp_path: Path) -
     for number, (view, mirror) in enumerate(views.items(), 2):
         watched.keyboard.press(str(number))
         wait_query(watched, view=view)
+        if view == "compare":
+            watched.locator("[data-compare=heads]").click()
         watched.locator(f"table[data-mirror='{mirror}'] tbody tr").first.wait_for(state="attached")
         shown(watched)
     opened(watched, url, f"{PLACE}&view=neuron&pin=q1")

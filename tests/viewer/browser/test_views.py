@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,7 +148,7 @@ def test_examples_and_models_are_compared(page: Page, url: str, store: Store, ve
     page.locator(".t.me[data-side='q'][data-index='2']").nth(1).wait_for()
     page.locator("[data-compare=heads]").click()
     wait_query(page, compare="heads")
-    page.locator("[data-compare=models]").click()
+    opened(page, url, f"page=views&view=compare&compare=models&other_store=long&example={EXAMPLE}")
     page.locator(".message", has_text="has no example with the id").wait_for()
     assert str(store.path.parent) not in page.locator("body").inner_text()
     address = f"page=views&view=compare&compare=models&example={EXAMPLE}&layer=1&head=1"
@@ -226,15 +227,21 @@ def test_the_space_lies_where_it_is_computed_and_a_lasso_opens_examples(page: Pa
     page.locator("[role=tab][data-view=head][aria-selected=true]").wait_for()
 
 
-def test_a_view_is_downloaded_as_picture_table_and_page(page: Page, url: str, tmp_path: Path) -> None:
+def store_text(store: Store) -> str:
+    """Return the first words of the example, as the first line of a figure has them."""
+    return store.examples[EXAMPLE].text[:20]
+
+
+def test_a_view_is_downloaded_as_picture_table_and_page(page: Page, url: str, store: Store, tmp_path: Path) -> None:
     opened(page, url, f"page=views&view=head&example={EXAMPLE}&layer=1&head=2&pin=q2")
     edges = rows(page, "edges of the head view")
-    menu = page.get_by_label("download head view")
+    menu, names = page.get_by_label("download head view"), []
 
     def download(kind: str) -> Path:
         menu.click()
         with page.expect_download() as waiting:
-            page.locator(".downloads[open] [data-format]", has_text=kind).click()
+            page.locator(f".downloads[open] [data-format={kind}]").first.click()
+        names.append(waiting.value.suggested_filename)
         target = tmp_path / waiting.value.suggested_filename
         waiting.value.save_as(target)
         return target
@@ -244,8 +251,11 @@ def test_a_view_is_downloaded_as_picture_table_and_page(page: Page, url: str, tm
     assert labels
     assert all(f">{label}</text>" in svg for label in labels)
     assert svg.count("<path") >= len(edges)
-    assert "<script" not in svg
-    assert "foreignObject" not in svg
+    assert names[-1].startswith("attention-lines_tiny-b-random-b_head-1.2_ex-009_85mm")
+    assert 'width="85.00mm"' in svg
+    assert ">Head 1.2 \u00b7 tiny-" in svg
+    assert store_text(store) in svg
+    assert not re.search(r"<script|foreignObject|>SVG<|>edges drawn<", svg)
     assert download("PNG").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     table = list(csv.DictReader(io.StringIO(download("CSV").read_text("utf-8"))))
     assert [(row["Head"], row["q"], row["k"], row["Weight"]) for row in table] == [

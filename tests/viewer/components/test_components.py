@@ -11,6 +11,7 @@ from headatlas.store.schema.head_dimensions import parse_factors
 from headatlas.store.schema.traces import Site
 from headatlas.viewer.frames import detail_frames as details
 from headatlas.viewer.frames import view_frames as frames
+from headatlas.viewer.frames.geometry import rescaled_row
 
 from ..view_data import random_attention, wait_for
 
@@ -303,13 +304,30 @@ def test_pairs_that_lie_side_by_side_in_a_part_of_the_head(serve):
     served.page.locator("[data-order='pairs'][aria-pressed='true']").wait_for()
     order = [int(r["dimension"]) for r in mirror_rows(served.page, "dimensions by their part")]
     assert order == [2, 3, 0, 1, 4, 5, 6, 7]
-    read = "rows => rows.map(row => [+row.dataset.dim, row.querySelector('b').title])"
+    read = "rows => rows.map(row => [row.dataset.dims, row.querySelector('b').title])"
     titles = dict(served.page.locator("[data-dim]").evaluate_all(read))
     assert titles == {
-        **dict.fromkeys((2, 3), "rotary pair 0: dimensions 2 and 3"),
-        **dict.fromkeys((0, 1), "rotary pair 1: dimensions 0 and 1"),
-        **dict.fromkeys(range(4, 8), ""),
+        "2,3": "rotary pair 0: dimensions 2 and 3",
+        "0,1": "rotary pair 1: dimensions 0 and 1",
+        **dict.fromkeys("4567", ""),
     }
+
+
+def test_a_rotary_pair_is_scaled_as_one_and_copied_by_its_number(serve):
+    served, views, query, keys, scaling, _, _ = neuron(
+        serve, frame={"rotary": True, "pairs": HALF_PAIRS, "store": "traces/x"}
+    )
+    page = served.page
+    page.locator("[data-order='pairs']").click()
+    page.locator("[data-dims='1,5'] [data-zero]").click()
+    wait_for(page, lambda: views[-1].factors == "1,5:0")
+    assert "--dimensions pairs:1:0" in page.locator("[data-command='what-if']").inner_text()
+    without = np.delete(keys, [1, 5], axis=1).astype(np.float64) @ np.delete(query, [1, 5]) * scaling
+    expected = np.exp(without) / np.exp(without).sum()
+    rows = {int(r["key"]): float(r["attention"]) for r in mirror_rows(page, "scores and attention of the row")}
+    assert [rows[k] for k in range(6)] == pytest.approx(expected.tolist(), abs=1e-5)
+    figure = rescaled_row(views[-1].frame, {1: 0.0, 5: 0.0})
+    assert figure.attention.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_changed_dimensions_are_copied_as_commands(serve):

@@ -53,7 +53,7 @@ SAID = {
     "head, pinned query": "Attended by: queries 2,744",
     "head, pinned key": "pin a query for weights",
     "model": "a picture of all heads takes at most",
-    "compare": "at most 512 can be compared. Choose another example",
+    "compare": "Search for another example by its text",
 }
 """Words for what is left out, by the step that shows them."""
 

@@ -1,0 +1,1 @@
+"""Figures for print: views as SVG in points, with a title and a scale, without the controls of a page."""
