@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
@@ -120,6 +121,7 @@ class Session:
             self.refresh_store()
         elif message.get("dismiss"):
             self.report([])
+            self.go({problem.field: "" for problem in self._impossible_values()}, push=False)
         else:
             self.pages[self.state.page].on_message(message)
 
@@ -213,20 +215,48 @@ class Session:
         self._fill_notice()
 
     def _fill_notice(self) -> None:
-        banners = self._banners()
+        banners, problems = self._banners(), [*self.problems, *self._impossible_values()]
         frame = {
-            "title": "Problem:" if len(self.problems) == 1 else "Problems:",
+            "title": "Problem:" if len(problems) == 1 else "Problems:",
             "problems": [
                 {"field": visible(p.field), "value": visible(p.value[:200]), "reason": visible(p.reason)}
-                for p in self.problems
+                for p in problems
             ],
             "banners": banners,
         }
         if frame != self.notice.frame:  # sending a frame takes about 1 ms, and a click changes up to ten frames
-            self.notice.give(frame=frame, visible=bool(self.problems or banners))
+            self.notice.give(frame=frame, visible=bool(problems or banners))
+
+    def _impossible_values(self) -> list[Problem]:
+        """Return the pin and the window of the matrix if they lie outside the shown example."""
+        data, state = self.data, self.state
+        if state.page != "views" or not data.n_examples:
+            return []
+        site, position = data.site(state.site), int(np.searchsorted(data.numbers, state.example))
+        n_queries, n_keys = (int(data.lengths(name)[position]) for name in (site.query_sequence, site.key_sequence))
+        problems = []
+        if state.pinned is not None:
+            side, token = state.pinned
+            n_tokens = n_queries if side == "q" else n_keys
+            if token >= n_tokens:
+                reason = f"this example has {n_tokens} tokens, 0 to {n_tokens - 1}. Nothing is pinned."
+                problems.append(Problem("pin", state.pin, reason))
+        if state.zoom:
+            row, column, _ = map(float, state.zoom.split(","))
+            if row >= n_queries or column >= n_keys:
+                reason = f"the matrix has {n_queries} rows and {n_keys} columns. Another window is shown."
+                problems.append(Problem("zoom", state.zoom, reason))
+        return problems
 
     def _banners(self) -> list[Banner]:
-        """Return the banners about the store: damaged segments, and segments committed since it was opened."""
+        """Return the banners about the store: deleted, damaged segments, segments committed since it was opened."""
+        folder = self.data.store.source.folder
+        if folder is not None and not folder.is_dir():
+            text = (
+                f"The folder of {self.data.name} was deleted or moved. Numbers that were read before are still shown; "
+                "everything else fails. Put the folder back and load the page again."
+            )
+            return [{"kind": "deleted", "text": text}]
         banners: list[Banner] = [
             {
                 "kind": "damaged",
@@ -244,6 +274,7 @@ class Session:
         """Show a banner if new segments were committed. An empty store is reloaded at once."""
         stores = self.data.served_with
         n_new = stores.new_segments(self.data) if stores else 0
+        self._fill_notice()  # the folder may be gone, or back
         if n_new and not self.data.n_examples:
             self.refresh_store()
         elif n_new != self._new_segments:
