@@ -8,7 +8,7 @@ import numpy as np
 import param
 
 from ..data.store_facts import FactsFrame
-from .card import Card, HeadBookmarks, Patch
+from .card import BookmarkText, Card, HeadBookmarks, Patch
 
 
 class Facts(Card):
@@ -160,14 +160,6 @@ class SimilarHead(TypedDict):
     layer: int
     index: int
     score: float
-
-
-class BookmarkText(TypedDict):
-    """Bookmark of the selected head."""
-
-    star: bool
-    note: str
-    writable: bool
 
 
 class InspectorFrame(TypedDict):

@@ -18,15 +18,19 @@ import panel as pn
 from headatlas.store.errors import HeadAtlasError
 from headatlas.store.schema.traces import head_index
 
+from ..components.background import Check
 from ..components.bars import Banner, Notice, PathBar, Router, StateCard, StatusLine, TopBar
+from ..components.bookmarklist import BookmarkList
 from ..data.bookmarks import Bookmark
 from ..data.store_data import DataSource
 from ..state.page_table import PAGES, PageRow, row_of
 from ..state.reader_state import Problem, ViewState
 from ..theme.token_labels import visible
+from .bookmark_list import list_frame
 from .layout import grid, in_cell
 from .page import Page, PageStack, page_class
 from .path_bar import path_frame
+from .report import make_report
 
 logger = logging.getLogger(__name__)
 BOOKMARKS_MS = 2_000
@@ -59,10 +63,12 @@ class Session:
         send = self.receive
         self.router, self.top, self.path = Router(send), TopBar(send), PathBar(send)
         self.notice, self.status = Notice(send, visible=False), StatusLine(send)
+        self.marks = BookmarkList(send, self._report)
         self.body = pn.Column(
             styles={"padding": "12px 16px", "min-height": "0", "height": "100%", "overflow": "auto"},
             sizing_mode="stretch_both",
             margin=0,
+            css_classes=["page-area"],
         )
         self.pages = PageStack(self, PAGES, self.body, load=self._load)
         rows = "48px 38px auto minmax(0,1fr) 26px"
@@ -72,11 +78,13 @@ class Session:
             in_cell(self.notice),
             self.body,
             in_cell(self.status),
+            self.marks,
             self.router,
         ]
         for row, part in enumerate(parts[:5], 1):
             part.styles = {**part.styles, "grid-row": str(row)}
-        self.router.param.update(width=0, height=0, margin=0, styles={"position": "absolute"})
+        for part in (self.marks, self.router):
+            part.param.update(width=0, height=0, margin=0, styles={"position": "absolute"})
         self.view = pn.Column(
             *parts,
             styles={
@@ -94,6 +102,7 @@ class Session:
         self.state.param.watch(self._changed, list(ViewState.FIELDS))
         self._push = True
         self._bookmarks: dict[str, Bookmark] = {}
+        self.marks.frame = list_frame(data, self.state) if data.n_examples else {}
         if data.bookmarks is not None and pn.state.curdoc is not None:
             pn.state.add_periodic_callback(self._check_bookmarks, period=BOOKMARKS_MS)
         if data.served_with is not None and pn.state.curdoc is not None:  # a complete store may be extended
@@ -211,7 +220,9 @@ class Session:
         store = self.data.store
         parts = [f"manifest {store.manifest.number}, {len(store.segments)} segments"]
         parts += [f"answered from {source}", duration_text(seconds)] if source else []
-        self.status.frame = {"good": store.is_complete, "parts": parts, "right": ["read only"]}
+        can_write = self.data.bookmarks is not None and self.data.bookmarks.is_writable
+        stars = "stars and notes can be written" if can_write else "read only: stars and notes cannot be written"
+        self.status.frame = {"good": store.is_complete, "parts": parts, "right": [stars]}
         self._fill_notice()
 
     def _fill_notice(self) -> None:
@@ -288,7 +299,7 @@ class Session:
         self.router.frame = {**self.router.frame, "reload": True}
 
     def bookmark(self, message: dict[str, Any]) -> None:
-        """Save a star or a note of the head that the message names, by default of the chosen head."""
+        """Save a star or a note of the shown example, or of the head that the message names (by default the chosen one)."""
         bookmarks, state = self.data.bookmarks, self.state
         if bookmarks is None or not bookmarks.is_writable:
             reason = "the bookmarks cannot be written. Start the viewer with --bookmarks PATH."
@@ -297,7 +308,11 @@ class Session:
         site, star, note = self.data.site(state.site), message.get("star"), message.get("note")
         name = _HEAD.fullmatch(str(message.get("head", f"{state.layer}.{state.head}")))
         try:
-            if name and isinstance(star, bool | None) and isinstance(note, str | None):
+            if not isinstance(star, bool | None) or not isinstance(note, str | None):
+                return
+            if message.get("example"):
+                bookmarks.update_example(self.data.example(state.example).id, star=star, note=note)
+            elif name:
                 layer, head = int(name[1]), int(name[2])
                 head_index(site, layer, head)
                 bookmarks.update(site.name, layer, head, star=star, note=note)
@@ -312,11 +327,15 @@ class Session:
             bookmarks = self.data.bookmarks.all() if self.data.bookmarks else {}
             if bookmarks != self._bookmarks:
                 self._bookmarks = bookmarks
+                self.marks.frame = list_frame(self.data, self.state) if self.data.n_examples else {}
                 for page in self.pages:
                     page.bookmarks_changed()
                 self._fill_bars()
         except HeadAtlasError as error:
             logger.warning("bookmarks: %s", error)
+
+    def _report(self, kind: str, check: Check) -> str:
+        return make_report(self.data, self.state, kind, check)
 
     def _title(self) -> str:
         state = self.state

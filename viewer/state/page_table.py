@@ -50,7 +50,7 @@ _LINES = _EXAMPLE | {"share", "keys", "unit", "segments", "weights", "layout"}
 _OTHERS = frozenset({"compare", "other_example", "other_head", "other_store"})
 
 VIEWS = (
-    PageRow("head", "Head view", "head_page:HeadViewPage", _LINES, ("left", "right"), "example"),
+    PageRow("head", "Head view", "head_page:HeadViewPage", _LINES | {"pooling"}, ("left", "right"), "example"),
     PageRow(
         "model", "Model view", "model_page:ModelViewPage", _LINES | {"arrange", "pattern"}, ("left", "right"), "example"
     ),
