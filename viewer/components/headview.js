@@ -93,7 +93,7 @@ export function render({model, el: host}) {
   function pooled(next) {
     const n = next.heads?.length || 0;
     pools.replaceChildren(...(n > MANY ? [["maximum", "Max"], ["mean", "Mean"]].map(([value, text]) => el("button", {"aria-pressed": String(model.pooling === value), "data-pooling": value, onclick: () => { model.pooling = value; }}, text)) : []));
-    pools.hidden = n <= MANY;
+    pools.style.display = n > MANY ? "" : "none";
     if (n <= MANY) return next;
     const [, rows, columns] = next.shape, of = weights(next), attention = new Float32Array(rows * columns), mean = model.pooling === "mean";
     for (let h = 0; h < n; h++) for (let q = 0, i = 0; q < rows; q++) for (let k = 0; k < columns; k++, i++) { const w = of(h, q, k); if (mean) attention[i] += w / n; else if (w > attention[i]) attention[i] = w; }

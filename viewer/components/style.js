@@ -20,8 +20,8 @@ export const CSS = `
 .card > header .seg, .card > header .sel, .card > header .btn, .card > header .legend { flex: none }
 @media (max-width: 1100px) { .card > header { flex-wrap: wrap; padding-top: 5px; padding-bottom: 5px; row-gap: 4px } .card > header .grow { display: none } .card > header .seg, .card > header .tools { margin-left: auto } }
 .body { padding: 12px; min-height: 0; flex: 1; position: relative; overflow: auto; scrollbar-width: thin; scrollbar-color: var(--line-2) transparent }
-.sect { font-size: 12px; font-weight: 600; color: var(--ink-2); margin: 0 0 6px; display: flex; align-items: center; gap: 8px }
-.sect .r { margin-left: auto; font-weight: 400; color: var(--ink-3); overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.sect { font-size: 12px; font-weight: 600; color: var(--ink-2); margin: 0 0 6px; display: flex; flex-wrap: wrap; align-items: center; gap: 0 8px }
+.sect .r { margin-left: auto; max-width: 100%; font-weight: 400; color: var(--ink-3); overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
 .ha hr { border: 0; border-top: 1px solid var(--line); margin: 12px 0 }
 .btn { display: inline-flex; align-items: center; gap: 6px; height: 24px; padding: 0 8px; border: 1px solid var(--line-2); border-radius: 6px;
   background: var(--surface); font-weight: 500; font-size: 12px; white-space: nowrap }

@@ -136,7 +136,7 @@ def test_more_than_twelve_heads_are_their_maximum_or_mean(page: Page, url: str, 
         url,
         f"store=grid&page=views&view=head&example=0&layer=0&head=0&heads={heads}&share=1&keys=64&specials=show",
     )
-    maps = open_store(folder / "grid").examples[0].attention("encoder", layer=0)[:14]
+    maps = open_store(folder / "grid").examples[0].attention(layer=0)[:14]
     for name, expected in (("maximum", maps.max(axis=0)), ("mean", maps.mean(axis=0))):
         if name == "mean":
             page.get_by_role("button", name="Mean", exact=True).click()
