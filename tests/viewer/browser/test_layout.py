@@ -116,7 +116,8 @@ def test_maps_and_rows_grow_with_the_window(page: Page, url: str) -> None:
             "c => { const b = c.closest('.body'); return [c.offsetWidth / b.clientWidth, c.offsetHeight / b.clientHeight]; }"
         )
         assert min(share) > 0.75, share
-    assert rows[1] > 1.5 * rows[0]
+    assert rows[0] > 22
+    assert rows[1] > 1.3 * rows[0]
 
 
 def test_a_grid_of_80_times_64_heads_stays_in_its_cards(page: Page, url: str) -> None:
@@ -136,7 +137,7 @@ def test_more_than_twelve_heads_are_their_maximum_or_mean(page: Page, url: str, 
         url,
         f"store=grid&page=views&view=head&example=0&layer=0&head=0&heads={heads}&share=1&keys=64&specials=show",
     )
-    maps = open_store(folder / "grid").examples[0].attention(layer=0)[:14]
+    maps = open_store(folder / "grid").examples[0].attention(layer=0).to_numpy()[:14]
     for name, expected in (("maximum", maps.max(axis=0)), ("mean", maps.mean(axis=0))):
         if name == "mean":
             page.get_by_role("button", name="Mean", exact=True).click()
