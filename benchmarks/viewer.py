@@ -226,9 +226,10 @@ def clicks(browser: Browser, server: Server) -> list[Row]:
         ready(page, server.url, "find('canvas[data-selected][data-cell]')")
         meter = Meter(server, page)
         canvas = page.locator("canvas[data-cell][data-selected]").first
-        left, top, cell = (float(canvas.get_attribute(f"data-{name}") or 0) for name in ("left", "top", "cell"))
+        names = ("left", "top", "across", "down")
+        left, top, across, down = (float(canvas.get_attribute(f"data-{name}") or 0) for name in names)
         for layer, head in cells():
-            position = {"x": left + (head + 0.5) * cell, "y": top + (layer + 0.5) * cell}
+            position = {"x": left + (head + 0.5) * across, "y": top + (layer + 0.5) * down}
             shown = f"find('section[aria-label=head] h2')?.textContent === 'Head {layer}.{head}'"
             meter.time(["click"], lambda position=position: canvas.click(position=position), shown)  # type: ignore[misc]
         return rows + meter.rows("click to inspector", f"corpus page, {CLICKS} heads")

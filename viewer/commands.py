@@ -28,9 +28,7 @@ def view(
     ] = None,
     bookmarks: Annotated[
         Path | None,
-        typer.Option(
-            help="File for bookmarks (stars and notes) of heads; default: STORE.bookmarks.json beside each store."
-        ),
+        typer.Option(help="File for bookmarks (stars and notes); default: STORE.bookmarks.json beside each store."),
     ] = None,
     search_s: Annotated[float, typer.Option(help="Time limit of one search, in seconds.")] = 120.0,
     search_gib: Annotated[

@@ -27,6 +27,8 @@ from .theme.token_pieces import spell_bytes
 
 Action = Literal["view", "return"]
 DisplayMode = Literal["auto"] | Theme
+_BERTVIZ = frozenset({"model", "model_type", "tokenizer", "sentence_a", "sentence_b"})
+"""Arguments of BertViz's `neuron_view.show` that `neuron_view` lacks."""
 _SPECIAL = re.compile(
     r"\[(CLS|SEP|PAD|UNK|MASK|BOS|EOS|unused\d+)\]|</?(s|pad|unk|mask|cls|sep|bos|eos|extra_id_\d+|(start|end)_of_\w+)>|<\|[^|<>]*\|>"
 )
@@ -119,23 +121,29 @@ def model_view(
 
 
 def neuron_view(
-    example: Example,
+    example: Any = None,
+    *arguments: Any,
     layer: int | None = None,
     head: int = 0,
-    *,
     query: int | None = None,
     site: str | None = None,
     include_layers: Sequence[int] | None = None,
     html_action: Action = "view",
     display_mode: DisplayMode = "auto",
     height: int = 640,
+    **others: Any,
 ) -> View | None:
     """Show how one row of attention comes about: query, keys, their product by dimension, scores and attention.
+
+    The arguments of BertViz's ``neuron_view.show`` (a model, its type, a tokenizer, sentences) raise an error that
+    names the call to use: the viewer runs no models.
 
     Parameters
     ----------
     example
         An example of a store, or ``headatlas.pipeline.trace(model, tokenizer, text)``.
+    arguments
+        `layer` and `head`, if they are not named.
     layer, head, query
         Row that is shown first, by default of the first layer and of the first token that is not special.
     include_layers
@@ -143,14 +151,25 @@ def neuron_view(
 
     Raises
     ------
+    ConfigError
+        The first argument is no example.
     NotFoundError
         The store holds no query and key, or has no such layer, head or query.
     """
+    if unknown := others.keys() - _BERTVIZ:
+        raise TypeError(f"neuron_view() got an unexpected keyword argument {min(unknown)!r}")
+    if others or len(arguments) > 2 or any(not isinstance(value, int | None) for value in arguments):
+        texts = "sentence_a, sentence_b" if len(arguments) > 3 or others.get("sentence_b") else "sentence_a"
+        raise ConfigError(
+            "neuron_view takes an example, not the model and the sentences of BertViz's show. Run the model first: "
+            f"neuron_view(headatlas.pipeline.trace(model, tokenizer, {texts}), layer=2, head=5)."
+        )
     if not isinstance(example, Example):
         raise ConfigError(
             f"neuron_view takes an example, not {type(example).__name__}: attention alone does not hold queries and keys. "
             "Pass an example of a store, open_store(path).examples[0], or headatlas.pipeline.trace(model, tokenizer, text)."
         )
+    layer, head = (*arguments, *(layer, head)[len(arguments) :])
     first_site = _sites(example, site)[0]
     parts = [neuron_part(example, first_site, layer_numbers(include_layers, first_site.layers))]
     selected = _head_names(parts[0], layer, [head])

@@ -26,6 +26,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from ..errors import ConfigError, NotFoundError
 from ..queries.evidence.sampling_units import SamplingUnits, sampling_units
+from ..reading.data_frames import ShownAsTable
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge
 from ..schema.omissions import Omission
@@ -43,8 +44,8 @@ N_WORDS = 4_000
 THREADS = 2
 
 
-@dataclass(frozen=True)
-class SimilarHeads:
+@dataclass(frozen=True, repr=False)
+class SimilarHeads(ShownAsTable):
     """Distances between the heads of one store and those of another or of the same store."""
 
     store: Snapshot

@@ -23,6 +23,7 @@ from ..errors import ConfigError, NotFoundError
 from ..queries.evidence.resampling import same_rows
 from ..queries.evidence.sampling_units import SamplingUnits, sampling_units
 from ..queries.pattern_search import SearchResult
+from ..reading.data_frames import ShownAsTable
 from ..reading.snapshot import Snapshot
 from ..schema.token_table import Column
 from .example_tests import groups_differ, interval, q_values, rank_correlation, two_sided
@@ -31,8 +32,8 @@ MAX_GROUPS = 12
 _HEADS = ("layer", "head")
 
 
-@dataclass(frozen=True)
-class Versus:
+@dataclass(frozen=True, repr=False)
+class Versus(ShownAsTable):
     """The mass of a pattern compared with that of another pattern."""
 
     search: SearchResult
@@ -108,8 +109,8 @@ def versus(result: SearchResult, others: Sequence[SearchResult], unit: str | Non
     ]
 
 
-@dataclass(frozen=True)
-class Split:
+@dataclass(frozen=True, repr=False)
+class Split(ShownAsTable):
     """The mass of a pattern in groups of examples."""
 
     search: SearchResult
@@ -212,8 +213,8 @@ def split_by(
     )
 
 
-@dataclass(frozen=True)
-class Correlated:
+@dataclass(frozen=True, repr=False)
+class Correlated(ShownAsTable):
     """Correlation of the mass of a pattern with a number of the examples."""
 
     search: SearchResult

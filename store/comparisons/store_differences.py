@@ -24,6 +24,7 @@ from jaxtyping import Float32, Float64, Int32, Int64
 from ..errors import ConfigError, NotFoundError
 from ..queries.evidence.sampling_units import SamplingUnits, sampling_units
 from ..reading.block_weights import closest_rows
+from ..reading.data_frames import ShownAsTable
 from ..reading.snapshot import Snapshot
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site
@@ -55,8 +56,8 @@ class ChangedRow:
     weights: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class StoreDifference:
+@dataclass(frozen=True, repr=False)
+class StoreDifference(ShownAsTable):
     """Differences of the heads of two stores."""
 
     first: Snapshot

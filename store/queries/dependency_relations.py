@@ -29,6 +29,7 @@ import pandas as pd
 from jaxtyping import Bool, Float64
 
 from ..errors import ConfigError
+from ..reading.data_frames import ShownAsTable
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge
 from ..schema.traces import Site
@@ -53,8 +54,8 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class RelationAtlas:
+@dataclass(frozen=True, repr=False)
+class RelationAtlas(ShownAsTable):
     """Every head for every relation. Heads are chosen on `select` and reported on `score`, which may be the same."""
 
     select: Dependents

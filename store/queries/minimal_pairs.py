@@ -22,6 +22,7 @@ import xarray as xr
 from jaxtyping import Float, Int64
 
 from ..errors import ConfigError, NotFoundError
+from ..reading.data_frames import ShownAsTable
 from ..reading.snapshot import Snapshot
 from ..schema.token_table import TokenFlag, TokenTable
 from .evidence.resampling import bootstrap_interval, false_discovery_rate, p_above_zero, p_two_sided, same_rows
@@ -139,8 +140,8 @@ def _difference(a: TokenTable, b: TokenTable) -> str:
     return "" if len(differing) == 1 else "more than one word differs"
 
 
-@dataclass(frozen=True)
-class Contrast:
+@dataclass(frozen=True, repr=False)
+class Contrast(ShownAsTable):
     """Differences between the second and the first members: of a pattern's mass, or of the attention itself."""
 
     search: SearchResult | None

@@ -27,6 +27,7 @@ from ..errors import ConfigError
 from ..patterns import Pattern, Vocabulary
 from ..patterns.matching import Matcher
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
+from ..reading.data_frames import ShownAsTable
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, plan_segment, segment_word_attention
@@ -64,8 +65,8 @@ class ExampleHit:
     key_text: str
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(ShownAsTable):
     """The result of a search over the first `n_examples_searched` examples of the store."""
 
     store: Snapshot
@@ -89,6 +90,12 @@ class SearchResult:
     words: Merge | None = None
     """Merging of tokens to words; rows, keys and positions are then those of words. None for tokens."""
     seconds: float = field(default=0.0, compare=False)
+
+    def _shown_table(self) -> pd.DataFrame:
+        # without intervals and nulls, which take seconds
+        table = self.heads.to_dataframe(dim_order=["layer", "head"]).reset_index()
+        names = ["layer", "head", *map(str, self.heads.data_vars)]
+        return table[names].sort_values("mass", ascending=False, kind="stable")
 
     @property
     def rows(self) -> int:

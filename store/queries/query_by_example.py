@@ -28,6 +28,7 @@ from ..errors import ConfigError, NotFoundError
 from ..patterns import LIBRARY, LibraryPattern, Pattern
 from ..patterns.segment_matcher import site_vocabulary
 from ..reading.attention_rebuild import why_not_rebuilt
+from ..reading.data_frames import ShownAsTable
 from ..reading.snapshot import Snapshot
 from ..reading.visible_keys import visible_rows
 from ..schema.traces import Site
@@ -125,8 +126,8 @@ class Candidate:
         return bootstrap_interval(unit_sums(self._sums, unit), unit_sums(self._rows, unit), bounds=(0, 1))
 
 
-@dataclass(frozen=True)
-class LikeResult:
+@dataclass(frozen=True, repr=False)
+class LikeResult(ShownAsTable):
     """The result of a query by example."""
 
     store: Snapshot

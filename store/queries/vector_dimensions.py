@@ -28,6 +28,7 @@ from ..patterns import Pattern
 from ..patterns.matching import Matcher
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
 from ..reading.attention_rebuild import missing_vectors
+from ..reading.data_frames import ShownAsTable
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.stored_vectors import read_vectors
@@ -40,8 +41,8 @@ PAIR_COLUMNS = ("pair", "first", "second", "frequency", "period")
 _COLUMNS = ("matching", "control", "difference", "low", "high", "share")
 
 
-@dataclass(frozen=True)
-class NeuronResult:
+@dataclass(frozen=True, repr=False)
+class NeuronResult(ShownAsTable):
     """The contribution of each dimension of one head to a pattern."""
 
     pattern: Pattern

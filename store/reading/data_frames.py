@@ -21,6 +21,10 @@ OWN_COLUMNS = ("text", "piece")
 """Columns that every token table has and that are no annotations."""
 
 
+N_SHOWN = 10
+"""Most rows of a result that its repr shows."""
+
+
 def as_library(frame: pd.DataFrame, library: FrameLibrary) -> pd.DataFrame | pl.DataFrame:
     """Convert a frame to a polars frame, sharing numbers if possible, or return it unchanged for pandas.
 
@@ -150,3 +154,28 @@ def _no_tokens() -> TokenTable:
     offset, nothing = np.zeros(1, np.int64), Column.of_text([])
     columns = {"text": nothing, "piece": nothing}
     return TokenTable(offset, none, none, none, none, np.empty(0, np.uint8), columns, offset, none, none)
+
+
+class ShownAsTable:
+    """Base of results that are shown as their table: the first rows as text, or as HTML in a notebook."""
+
+    def table(self) -> pd.DataFrame:
+        """Return the result as a table."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """Return the first rows of the table, and the number of rows that follow."""
+        table = self._shown_table()
+        text = table.head(N_SHOWN).to_string(index=False, float_format="{:.4g}".format, max_colwidth=40)
+        return "\n".join([f"{type(self).__name__}", text, *self._more(len(table))])
+
+    def _repr_html_(self) -> str:
+        table = self._shown_table()
+        lines = "".join(f"<p>{line}</p>" for line in self._more(len(table)))
+        return table.head(N_SHOWN).to_html(index=False, float_format="{:.4g}".format) + lines
+
+    def _shown_table(self) -> pd.DataFrame:
+        return self.table()
+
+    def _more(self, n: int) -> list[str]:
+        return [f"{n - N_SHOWN:,} more rows: table()"] if n > N_SHOWN else []

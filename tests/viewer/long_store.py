@@ -22,6 +22,7 @@ from .conftest import token_table
 N_KINDS, EDGES = 48, 8
 SHAPES = {
     "minilm": {"name": "encoder", "n_layers": 6, "n_heads": 12, "n_kv_heads": 12, "d_head": 32, "causal": False},
+    "grid": {"name": "encoder", "n_layers": 80, "n_heads": 64, "n_kv_heads": 8, "d_head": 4, "causal": False},
     "smollm2": {"name": "decoder", "n_layers": 30, "n_heads": 9, "n_kv_heads": 3, "d_head": 64, "causal": True},
 }
 

@@ -7,7 +7,7 @@ from typing import Any, NotRequired, TypedDict
 from panel.io.state import state
 
 from ..state.page_table import Drawer
-from .card import Card, Patch
+from .card import BookmarkText, Card, Patch
 from .wire import open_outbox
 
 
@@ -188,6 +188,8 @@ class TabsFrame(TypedDict):
     views: list[ViewLink]
     steps: dict[str, Patch | None]
     visible: bool
+    bookmark: BookmarkText | None
+    """Star and note of the example."""
 
 
 class Tabs(Card):

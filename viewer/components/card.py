@@ -8,7 +8,7 @@ CSS class, so a component's style sheet must not use the name of a component as 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 from .esm_view import ESMView
 
@@ -17,6 +17,14 @@ Patch = dict[str, Any]
 """Fields of the state with new values."""
 HeadBookmarks = dict[str, dict[str, str | bool]]
 """Star and note of heads, by head (``5.8``)."""
+
+
+class BookmarkText(TypedDict):
+    """Bookmark of the chosen head or example."""
+
+    star: bool
+    note: str
+    writable: bool
 
 
 class Card(ESMView):

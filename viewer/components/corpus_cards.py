@@ -13,7 +13,7 @@ from headatlas.store.errors import NotFoundError
 from ..data.store_facts import FactsFrame
 from ..figures.figure_parts import Caption, Figure
 from ..figures.head_figures import AxisValues, head_map_figure, histogram_figure, scatter_figure
-from .card import Card, HeadBookmarks, Patch
+from .card import BookmarkText, Card, HeadBookmarks, Patch
 
 
 class Facts(Card):
@@ -200,14 +200,6 @@ class SimilarHead(TypedDict):
     layer: int
     index: int
     score: float
-
-
-class BookmarkText(TypedDict):
-    """Bookmark of the selected head."""
-
-    star: bool
-    note: str
-    writable: bool
 
 
 class InspectorFrame(TypedDict):

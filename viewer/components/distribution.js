@@ -3,7 +3,7 @@ import { count, number } from "../_js/paint.js";
 import { pointerIn, el, fit, write } from "../_js/dom.js";
 import { component, link } from "../_js/shell.js";
 
-const EDGE = {left: 46, right: 16, top: 14, bottom: 22};
+const EDGE = {left: 46, right: 16, top: 28, bottom: 22};
 
 // frame: {title, unit, counts: [n], high, quartiles: [q1, median, q3], corpus, n, n_all, query, patch}
 export function render({model, el: host}) {
@@ -21,15 +21,17 @@ export function render({model, el: host}) {
       }
       const step = (w - EDGE.left - EDGE.right) / frame.counts.length;
       g.fillStyle = p.accent; g.globalAlpha = .85;
-      frame.counts.forEach((n, i) => n && g.fillRect(EDGE.left + i * step + .5, y(n), Math.max(1, step - 1), y(0) - y(n)));
+      const bar = Math.min(24, Math.max(1, step - 1));
+      canvas.dataset.bar = bar;
+      frame.counts.forEach((n, i) => n && g.fillRect(EDGE.left + (i + .5) * step - bar / 2, y(n), bar, y(0) - y(n)));
       g.globalAlpha = 1;
       for (let i = 0; i <= 5; i++) write(g, number(frame.high * i / 5).replace(/\.?0+$/, "") || "0", x(frame.high * i / 5), h - 9, {color: p["ink-3"], align: "center"});
       if (!frame.n) return;
       const [low, median, upper] = frame.quartiles;
       g.fillStyle = p["ink-2"]; g.fillRect(x(low), 5, Math.max(2, x(upper) - x(low)), 3);
       g.beginPath(); g.arc(x(median), 6.5, 4, 0, 7); g.fillStyle = p.surface; g.fill(); g.lineWidth = 1.5; g.strokeStyle = p.ink; g.stroke();
-      g.fillStyle = p.ink; g.fillRect(x(frame.corpus) - .75, EDGE.top, 1.5, h - EDGE.top - EDGE.bottom);
-      write(g, `corpus ${number(frame.corpus)}`, x(frame.corpus) + (x(frame.corpus) > w - 110 ? -6 : 6), EDGE.top + 7, {color: p.ink, align: x(frame.corpus) > w - 110 ? "right" : "left"});
+      g.fillStyle = p.ink; g.fillRect(x(frame.corpus) - .75, EDGE.top - 16, 1.5, h - EDGE.top - EDGE.bottom + 16);
+      write(g, `corpus ${number(frame.corpus)}`, x(frame.corpus) + (x(frame.corpus) > w - 110 ? -6 : 6), EDGE.top - 10, {color: p.ink, align: x(frame.corpus) > w - 110 ? "right" : "left"});
     }
     canvas.onmousemove = event => {
       if (!frame) return;

@@ -27,6 +27,17 @@ function add(node, kids) {
   }
 }
 
+// Text that is cut in its middle if it has no room: long ids differ at their ends
+export function middle(text, spec = "span") {
+  const letters = [...String(text)], n = Math.min(8, Math.floor(letters.length / 2));
+  if (letters.length < 14) return el(`${spec}.ell`, {title: text, dir: "auto"}, text);
+  return el(`${spec}.mid`, {title: text, dir: "auto"}, el("span.ell", null, letters.slice(0, -n).join("")), el("span", null, letters.slice(-n).join("")));
+}
+
+// "rtl" if most letters of a text run from right to left. Tokens in elements of their own do not decide it for `dir=auto`.
+const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/g, LTR = /[A-Za-z\u00c0-\u02af\u0370-\u052f\u3040-\u9fff\uac00-\ud7af]/g;
+export const directionOf = text => (text.match(RTL) || []).length > (text.match(LTR) || []).length ? "rtl" : "ltr";
+
 // Make the component's root, one element with the style and the theme variables. `changed(paint)` runs when the theme
 // changes; the returned `paint()` gives the current colours; `offer()` adds download menus to cards that came later.
 export function mount(model, host, css, changed) {

@@ -33,6 +33,9 @@ class ExampleRow(TypedDict):
     tokens: int
     value: float
     on: bool
+    star: bool
+    remark: str
+    """Note on the example."""
     query: str
     patch: Patch
 

@@ -1,14 +1,14 @@
 // Facts about the store, as figures in one strip.
-import { el, mirror } from "../_js/dom.js";
+import { el, middle, mirror } from "../_js/dom.js";
 import { component } from "../_js/shell.js";
 
 const CSS = `
 .figures { flex-direction: row; align-items: center; height: 56px; padding: 0 4px; overflow: hidden }
 .fact { padding: 0 18px; border-left: 1px solid var(--line); line-height: 1.25; white-space: nowrap; min-width: 0 } .fact:first-child { border: 0; padding-left: 12px }
-.fact b { display: block; font-size: 16px; font-weight: 600; letter-spacing: -.01em; font-variant-numeric: tabular-nums; overflow: hidden; text-overflow: ellipsis; max-width: 260px; unicode-bidi: isolate }
+.fact b { display: flex; font-size: 16px; font-weight: 600; letter-spacing: -.01em; font-variant-numeric: tabular-nums; overflow: hidden; text-overflow: ellipsis; max-width: 260px; unicode-bidi: isolate }
 /* in a narrow strip names are shortened, figures are not */
 .fact[data-fact=Examples], .fact[data-fact=Tokens], .fact[data-fact=Heads], .fact[data-fact="Size on disk"], .fact[data-fact="Codec error"] { flex: none }
-@media (max-width: 1279px) { .fact { padding: 0 12px } .fact b { font-size: 14px } } @media (max-width: 900px) { .fact[data-fact=Kept], .fact[data-fact="Codec error"] { display: none } }
+@media (max-width: 1279px) { .fact { padding: 0 12px } .fact b { font-size: 14px } } @media (max-width: 900px) { .fact[data-fact=Kept], .fact[data-fact="Codec error"], .fact[data-fact="Size on disk"] { display: none } .fact[data-fact=Model], .fact[data-fact=Corpus] { min-width: 96px } }
 .fact[data-fact^=Cut] { flex: none } .fact span { font-size: 11px; color: var(--ink-3) }
 .figures .tag { margin-right: 42px } .figures .downloads { top: 15px } .figures .left-out { margin-right: 8px }
 dialog { position: fixed; inset: 0; margin: auto; width: 720px; max-width: 90vw; height: fit-content; max-height: 80vh; overflow: auto; border: 1px solid var(--line-2); border-radius: 8px; background: var(--surface); color: var(--ink); box-shadow: var(--shadow); padding: 16px 20px } dialog::backdrop { background: #0006 }
@@ -24,7 +24,7 @@ export function render({model, el: host}) {
     return frame => {
       lines.replaceChildren(...frame.left_out.map(line => el("li", null, line)));
       const button = frame.left_out.length ? el("button.btn.left-out", {onclick: () => list.showModal()}, `left out (${frame.left_out.length})`) : "";
-      figures.replaceChildren(...frame.facts.map(([value, label]) => el("div.fact", {"data-fact": label}, el("b", {title: value}, value), el("span", null, label))),
+      figures.replaceChildren(...frame.facts.map(([value, label]) => el("div.fact", {"data-fact": label}, middle(value, "b"), el("span", null, label))),
         el("span.grow"), button, el(`span.tag.${frame.tag[1]}`, null, frame.tag[0]));
       table.set(["Fact", "Value"], [...frame.facts.map(([value, label]) => [label, value]), ...frame.left_out.map(line => ["Left out", line])]);
     };

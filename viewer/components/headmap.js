@@ -21,13 +21,16 @@ export function render({model, el: host}) {
 
     // "5.8" <-> [row, column]; a row is -1 if the map has no such layer
     const nameOf = (l, h) => `${frame.layers[l]}.${h}`, cellOf = text => { const [l, h] = text.split(".").map(Number); return [frame.layers.indexOf(l), h < frame.n_heads ? h : -1]; };
-    function cornerOf(layer, h) { return {x: geometry.left + h * geometry.cell, y: geometry.top + layer * geometry.cell}; }
+    function cornerOf(layer, h) { return {x: geometry.left + h * geometry.across, y: geometry.top + layer * geometry.down}; }
     function measure() {
-      const {n_heads: heads, small} = frame, layers = frame.layers.length, left = small ? 20 : 28, above = small ? 16 : 32, right = small ? 2 : 66;
-      const width = box.clientWidth, height = box.clientHeight || width;
-      const cell = Math.max(4, Math.min(Math.floor((width - left - right) / heads), Math.floor((height - above - 2) / layers), small ? 26 : 46));
-      geometry = {left, top: above, cell, gap: cell >= 20 ? 2 : cell >= 9 ? 1 : 0, width: left + heads * cell + right, height: above + layers * cell + 3};
-      Object.assign(canvas.dataset, {cell, left, top: above});
+      const {n_heads: heads, small} = frame, layers = frame.layers.length, left = small ? 20 : 28, above = small ? 16 : 32, right = small ? 2 : 80;
+      // cells fill the card, and are at most three times as wide as they are high
+      const most = small ? 26 : 96, least = small ? 1 : 4, fitted = (room, n) => { const cell = Math.max(least, Math.min(most, room / n)); return cell >= 8 ? Math.floor(cell) : cell; };
+      let across = fitted(box.clientWidth - left - right, heads), down = fitted((box.clientHeight || box.clientWidth) - above - 2, layers);
+      across = Math.min(across, 3 * down); down = Math.min(down, 3 * across);
+      const cell = Math.min(across, down);
+      geometry = {left, top: above, across, down, cell, gap: cell >= 20 ? 2 : cell >= 9 ? 1 : 0, width: left + heads * across + right, height: above + layers * down + 3};
+      Object.assign(canvas.dataset, {cell, across, down, left, top: above});
     }
     const value = (layer, h) => frame.values[layer * frame.n_heads + h];
     const share = v => Number.isNaN(v) ? 0 : Math.max(0, Math.min(1, v / (frame.high || 1)));
@@ -35,49 +38,49 @@ export function render({model, el: host}) {
     function draw() {
       if (!frame || !box.clientWidth) return;
       measure();
-      const {n_heads: heads, small} = frame, layers = frame.layers.length, {left, top: above, cell, gap, width, height} = geometry;
-      const p = ui.paint(), g = fit(canvas, width, height), every = cell >= 15 ? 1 : cell >= 10 ? 4 : 8, size = small ? 10 : 11;
-      const round = cell > 20 ? 3 : cell > 9 ? 2 : 0, side = cell - gap;
+      const {n_heads: heads, small} = frame, layers = frame.layers.length, {left, top: above, across, down, cell, gap, width, height} = geometry;
+      const p = ui.paint(), g = fit(canvas, width, height), stride = room => room >= 15 ? 1 : room >= 7 ? 4 : room >= 3 ? 8 : 16, size = small ? 10 : 11;
+      const round = cell > 20 ? 3 : cell > 9 ? 2 : 0, side = cell - gap, wide = across - gap, high = down - gap;
       const rectangle = (x, y, w, h, r) => { g.beginPath(); g.roundRect(x, y, w, h, r); };
       if (!small) write(g, "head \u2192", left, 9, {color: p["ink-3"]});
-      for (let h = 0; h < heads; h += every) write(g, String(h), left + h * cell + side / 2, above - 8, {color: p["ink-3"], size, align: "center"});
-      for (let l = 0; l < layers; l += every) write(g, String(frame.layers[l]), left - 6, above + l * cell + side / 2, {color: p["ink-3"], size, align: "right"});
+      for (let h = 0; h < heads; h += stride(across)) write(g, String(h), left + h * across + wide / 2, above - 8, {color: p["ink-3"], size, align: "center"});
+      for (let l = 0; l < layers; l += stride(down)) write(g, String(frame.layers[l]), left - 6, above + l * down + high / 2, {color: p["ink-3"], size, align: "right"});
       for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
         const {x, y} = cornerOf(l, h), v = value(l, h), s = share(v);
         g.fillStyle = p.seq(s * .97 + (s > 0 ? .03 : 0));
-        rectangle(x, y, side, side, round); g.fill();
-        if (s < .12 && gap) { g.strokeStyle = p.line; g.lineWidth = 1; rectangle(x + .5, y + .5, side - 1, side - 1, round); g.stroke(); }
-        if (Number.isNaN(v)) { g.strokeStyle = p["line-2"]; g.beginPath(); g.moveTo(x + 2, y + side - 2); g.lineTo(x + side - 2, y + 2); g.stroke(); }
-        if (cell >= 26 && top.has(l * heads + h)) write(g, number(v), x + side / 2, y + side / 2 + .5, {color: p.on(s), weight: 500, align: "center", size: cell < 30 ? 10 : 11});
+        rectangle(x, y, wide, high, round); g.fill();
+        if (s < .12 && gap) { g.strokeStyle = p.line; g.lineWidth = 1; rectangle(x + .5, y + .5, wide - 1, high - 1, round); g.stroke(); }
+        if (Number.isNaN(v)) { g.strokeStyle = p["line-2"]; g.beginPath(); g.moveTo(x + 2, y + high - 2); g.lineTo(x + wide - 2, y + 2); g.stroke(); }
+        if (across >= 26 && down >= 14 && top.has(l * heads + h)) write(g, number(v), x + wide / 2, y + high / 2 + .5, {color: p.on(s), weight: 500, align: "center", size: cell < 30 ? 10 : 11});
       }
       for (const [name, {star}] of Object.entries(frame.bookmarks || {})) {   // a dot in the corner marks a star or a note
         const [l, h] = cellOf(name), {x, y} = cornerOf(l, h);
         if (l < 0 || h < 0) continue;
-        g.fillStyle = star ? p.warn : p["ink-3"]; g.beginPath(); g.arc(x + side - Math.min(4, side / 4), y + Math.min(4, side / 4), cell >= 15 ? 3 : 2, 0, 7); g.fill();
+        g.fillStyle = star ? p.warn : p["ink-3"]; g.beginPath(); g.arc(x + wide - Math.min(4, side / 4), y + Math.min(4, side / 4), cell >= 15 ? 3 : 2, 0, 7); g.fill();
         g.strokeStyle = p.surface; g.lineWidth = 1; g.stroke();
       }
       const also = (frame.also || []).map((name, i) => [cellOf(name), p.head(i + 1)]);   // further selected heads
       for (const [spot, color] of [...also, [selected, also.length ? p.head(0) : p.ink], [hovered, p["ink-2"]]]) {
         if (!spot || spot[0] < 0 || spot[1] < 0) continue;
         const {x, y} = cornerOf(...spot), grow = gap ? 2 : 1;
-        g.lineWidth = 2; g.strokeStyle = p.surface; rectangle(x - grow, y - grow, side + 2 * grow, side + 2 * grow, round + 1); g.stroke();
-        g.strokeStyle = color; rectangle(x - grow / 2, y - grow / 2, side + grow, side + grow, round + 1); g.stroke();
+        g.lineWidth = 2; g.strokeStyle = p.surface; rectangle(x - grow, y - grow, wide + 2 * grow, high + 2 * grow, round + 1); g.stroke();
+        g.strokeStyle = color; rectangle(x - grow / 2, y - grow / 2, wide + grow, high + grow, round + 1); g.stroke();
       }
       if (!small) means(g, p);
     }
     function means(g, p) {
-      const {left, top: above, cell, gap} = geometry, x = left + frame.n_heads * cell + 8, bar = Math.min(8, Math.max(3, cell * .6));
+      const {left, top: above, across, down, gap} = geometry, x = left + frame.n_heads * across + 8, bar = Math.min(8, Math.max(3, down * .6));
       write(g, "layer mean", x, above - 8, {color: p["ink-3"]});
       for (let l = 0; l < frame.layers.length; l++) {
         const row = Array.from(frame.values.subarray(l * frame.n_heads, (l + 1) * frame.n_heads)).filter(v => !Number.isNaN(v));
-        const mean = row.length ? row.reduce((a, b) => a + b, 0) / row.length : 0, y = above + l * cell + (cell - gap - bar) / 2;
+        const mean = row.length ? row.reduce((a, b) => a + b, 0) / row.length : 0, y = above + l * down + (down - gap - bar) / 2;
         g.fillStyle = p["surface-3"]; g.fillRect(x, y, 52, bar);
         g.fillStyle = p.accent; g.fillRect(x, y, 52 * share(mean), bar);
       }
     }
     const spotAt = event => {
       if (!geometry) return null;
-      const [x, y] = pointerIn(event, canvas), h = Math.floor((x - geometry.left) / geometry.cell), l = Math.floor((y - geometry.top) / geometry.cell);
+      const [x, y] = pointerIn(event, canvas), h = Math.floor((x - geometry.left) / geometry.across), l = Math.floor((y - geometry.top) / geometry.down);
       return l >= 0 && h >= 0 && l < frame.layers.length && h < frame.n_heads ? [l, h] : null;
     };
     const sentence = ([l, h]) => `Head ${nameOf(l, h)}: ${frame.title} ${number(value(l, h), 3)}, rank ${ranks[l * frame.n_heads + h]} of ${count(frame.values.length)}`;

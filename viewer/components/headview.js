@@ -1,5 +1,5 @@
 import { plain, parsePin, formatPin, number, count, percent, clamp } from "../_js/paint.js";
-import { el, mount, fit, write, tooltip, pointerIn, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
+import { directionOf, el, middle, mount, fit, write, tooltip, pointerIn, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
 import { MIN_WEIGHT } from "../_js/constants.js";
 import { weights, strongestEdges, paintLines } from "../_js/lines.js";
@@ -27,19 +27,19 @@ const OWN = `
 .head-l { position: absolute; top: 6px; font-size: 12px; font-weight: 600; color: var(--ink-2) }
 .plot.flat .col { bottom: auto } .plot.flat .t { writing-mode: vertical-rl; justify-content: flex-start } .plot.flat .col.q .t { right: auto; bottom: 0; flex-direction: row-reverse; justify-content: flex-start } .plot.flat .col.k .t { left: auto; top: 0 }
 .plot.flat .t .l { padding: 5px 0 } .plot.flat .t .l.cut { max-width: none; max-height: 130px } .plot.flat .bd { writing-mode: horizontal-tb; width: 24px; justify-content: center } .plot.flat .bd i { display: none }
+.seg.small { flex: none } .seg.small button { height: 22px; padding: 0 9px }
 .sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 `;
-const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/g, LTR = /[A-Za-z\u00c0-\u02af\u0370-\u052f\u3040-\u9fff\uac00-\ud7af]/g;
-const TOP = 26, BADGES = 4, BLOCK = 32, SURELY_SHORT = 9, TOLD = 12, LISTED = 400, PADDING = 4;
+const TOP = 26, BADGES = 4, BLOCK = 32, MANY = 12, SURELY_SHORT = 9, TOLD = 12, LISTED = 400, PADDING = 4;
 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => { paintKey = ""; draw(); });
-  const heading = el("h2", null, "Head view"), me = {};
+  const heading = el("h2", null, "Head view"), pools = el("div.seg.small", {role: "group", "aria-label": "many heads as"}), me = {};
   const tip = tooltip(root), sub = el("span.sub.ell"), counts = el("span.count.num", {"data-count": ""}), live = el("div.sr", {"aria-live": "polite"});
   const base = el("canvas"), top = el("canvas.top"), columns = {q: el("div.col.q"), k: el("div.col.k")};
   const heads = [el("span.head-l", null, "query"), el("span.head-l", null, "key"), el("span.head-l", {style: "font-weight:400;font-size:11px;color:var(--ink-3)"}, "attention received")];
   const plot = el("div.plot", {tabindex: 0, role: "group", "aria-label": "head view: lines from each query token to its keys"}, base, top, columns.q, columns.k, heads);
-  const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "head view", "data-figure": ""}, el("header", null, heading, sub, counts), body, live);
+  const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "head view", "data-figure": ""}, el("header", null, heading, sub, counts, pools), body, live);
   root.append(card);
   const table = mirror(card, "edges of the head view");
 
@@ -57,7 +57,7 @@ export function render({model, el: host}) {
   // true if the tokens run along the top instead of down the side; right-to-left texts then begin at the right
   const flat = () => model.layout === "rows";
   const ink = h => frame.tint ? paint()[frame.tint] : paint().head(h);
-  const runsLeft = () => { const text = tokens.q.labels.join(" "); return (text.match(RTL) || []).length > (text.match(LTR) || []).length; };
+  const runsLeft = () => directionOf(tokens.q.labels.join(" ")) === "rtl";
   const canvasOf = (canvas, ...size) => { const g = fit(canvas, ...(flat() ? size.reverse() : size)); if (flat()) g.transform(0, 1, 1, 0, 0, 0); return g; };
   const pair = (h, act, i) => act.side === "q" ? weight(h, act.index, i) : weight(h, i, act.index);
   // weights between one token and all tokens of the other side, head after head, cached for picture and tooltip
@@ -75,12 +75,12 @@ export function render({model, el: host}) {
     if (model.frame === lastInputs[0] && model.tokens === lastInputs[1]) return;   // frame and tokens came in one message
     const before = model.tokens === lastInputs[1] ? tokens : {}, was = frame;
     lastInputs = [model.frame, model.tokens];
-    frame = plain(model.frame); tokens = {};
+    frame = pooled(plain(model.frame)); tokens = {};
     const sides = before.q ? {...before.sides} : plain(model.tokens);
     if (frame.message || !frame.attention) return message();
     if (sides.id !== frame.id || !sides.query) return;   // the matching tokens or frame have not arrived yet
     tokens = {q: sides.query, k: sides.key || sides.query, sides};
-    heading.textContent = frame.title || "Head view";
+    heading.replaceChildren(frame.title ? middle(frame.title) : "Head view");
     // other heads of the same tokens: the token elements stay
     const same = before.q && ["query_start", "key_start"].every(name => frame[name] === was[name]) && String(frame.shape.slice(1)) === String(was.shape.slice(1));
     weight = shownWeights(); hover = null;
@@ -88,6 +88,16 @@ export function render({model, el: host}) {
     choose();
     if (!same) { fresh = true; build(); }
     draw();
+  }
+  // More heads than there are colours are drawn as their maximum or mean
+  function pooled(next) {
+    const n = next.heads?.length || 0;
+    pools.replaceChildren(...(n > MANY ? [["maximum", "Max"], ["mean", "Mean"]].map(([value, text]) => el("button", {"aria-pressed": String(model.pooling === value), "data-pooling": value, onclick: () => { model.pooling = value; }}, text)) : []));
+    pools.style.display = n > MANY ? "" : "none";
+    if (n <= MANY) return next;
+    const [, rows, columns] = next.shape, of = weights(next), attention = new Float32Array(rows * columns), mean = model.pooling === "mean";
+    for (let h = 0; h < n; h++) for (let q = 0, i = 0; q < rows; q++) for (let k = 0; k < columns; k++, i++) { const w = of(h, q, k); if (mean) attention[i] += w / n; else if (w > attention[i]) attention[i] = w; }
+    return {...next, attention, codec: "float32", heads: [`${model.pooling} of ${n} heads`], shape: [1, rows, columns], tint: "accent"};
   }
   // with `renormalise`, the weights of a row over the shown keys add up to 1
   function shownWeights() {
@@ -129,8 +139,8 @@ export function render({model, el: host}) {
     plot.classList.toggle("flat", flat());
     if (flat()) return layoutFlat();
     const n = Math.max(size("q"), size("k")), room = Math.max(200, body.clientHeight - 12);
-    const row = clamp((room - TOP - 6) / n, 15, 22), left = clamp(width * .205, 100, 190), right = Math.max(left + 120, width - clamp(width * .34, 150, 300));
-    geometry = {row, left, right, height: Math.ceil(TOP + row * n + 6), across: width, font: clamp(Math.floor(row - 4), 11, 13), y: i => TOP + row * (i + .5)};
+    const row = clamp((room - TOP - 6) / n, 15, 44), left = clamp(width * .205, 100, 190), right = Math.max(left + 120, width - clamp(width * .34, 150, 300));
+    geometry = {row, left, right, height: Math.ceil(TOP + row * n + 6), across: width, font: row > 34 ? 15 : clamp(Math.floor(row - 4), 11, 13), y: i => TOP + row * (i + .5)};
     plot.style.height = `${geometry.height}px`; plot.style.width = "";
     columns.q.style.left = columns.q.style.right = ""; columns.q.style.left = `${left - 6}px`; columns.k.style.left = `${right + 2}px`;
     [left - 14, right + 11, right + 118].forEach((x, i) => { Object.assign(heads[i].style, {left: `${x}px`, top: "", transform: i ? "" : "translateX(-100%)"}); });
@@ -346,6 +356,7 @@ export function render({model, el: host}) {
   model.on(["frame", "tokens"], take);
   model.on("pin", pinned);
   model.on(["share", "keys", "hide_special", "renormalise"], () => { hide = model.hide_special; if (tokens.q) { sums = {}; weight = shownWeights(); choose(); draw(); } });
+  model.on("pooling", () => { lastInputs = []; take(); });
   model.on("layout", () => { if (tokens.q) { paintKey = ""; draw(); } });
   model.on("note", () => { sub.textContent = model.note; });
   sub.textContent = model.note;

@@ -1,4 +1,4 @@
-"""`HeadView`: lines from each query token to its strongest keys, for up to twelve heads at once."""
+"""`HeadView`: lines from each query token to its strongest keys, for up to twelve heads at once, or the maximum or mean of more."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class HeadView(ESMView):
     keys = param.Integer(default=8, bounds=(1, 64))
     hide_special = param.Boolean(default=True)
     renormalise = param.Boolean(default=False, doc="True if the shown weights of each row are scaled to a sum of 1.")
+    pooling = param.Selector(
+        default="maximum", objects=["maximum", "mean"], doc="How more than twelve heads are drawn."
+    )
     layout = param.Selector(default="columns", objects=["columns", "rows"])
     note = param.String(default="", doc="Text beside the title.")
 
@@ -32,7 +35,7 @@ class HeadView(ESMView):
 
     picture = "head view"
     _esm = _bundle = "headview.js"
-    _priority_changes: ClassVar[list[str]] = ["pin"]
+    _priority_changes: ClassVar[list[str]] = ["pin", "pooling"]
 
     def figure(self, caption: Caption, width_mm: float) -> Figure:
         """Draw the lines. The tokens of a long text that are not in the frame are not drawn."""

@@ -1,7 +1,7 @@
 // One head: value and rank of its statistics, its strongest examples, and heads with a similar profile.
 import { count, number, plain, SCALES } from "../_js/paint.js";
-import { el, fit } from "../_js/dom.js";
-import { component, link } from "../_js/shell.js";
+import { directionOf, el, fit } from "../_js/dom.js";
+import { component, link, walk } from "../_js/shell.js";
 
 const CSS = `
 .strip { display: grid; grid-template-columns: 118px 1fr 40px 40px; align-items: center; gap: 8px; height: 25px; width: calc(100% + 8px); font-size: 12px !important; border: 0; border-radius: 4px; margin: 0 -4px; padding: 0 4px; background: none; text-align: left }
@@ -25,6 +25,7 @@ export function render({model, el: host}) {
     let savedNote = "", of = null;
     const keep = () => { if (of !== null && remark.value !== savedNote) { savedNote = remark.value; ui.send({bookmark: {head: of, note: remark.value}}); } };
     remark.addEventListener("change", keep);
+    for (const kind of [".strip", ".exm", ".like"]) walk(body, () => [...body.querySelectorAll(kind)]);
     const strips = new Map();   // rows by statistic; the elements are reused for every head
     const makeStrip = s => {
       const strip = {now: s, canvas: el("canvas", {"aria-hidden": "true"}), label: el("span.ell"), value: el("span.v"), rank: el("span.k")};
@@ -54,7 +55,7 @@ export function render({model, el: host}) {
         el("div.sect", {style: "margin-top:8px"}, "Statistics", el("span.r", null, `value, rank of ${count(frame.n)}`)), ...shown.map(strip => strip.node),
         ...(frame.examples.length ? [el("hr"), el("div.sect", null, "Strongest examples", el("span.r", null, frame.examples_of)),
           el("div", null, frame.examples.map(example => link(ui, ".exm", example.query, example.patch, {"data-example": example.patch.example},
-            el("span.l", null, example.parts.map(part => piece(part, p))), el("span.num.strong", {style: "text-align:right"}, number(example.score)))))] : []),
+            el("span.l", {dir: directionOf(example.parts.map(part => part[0]).join(""))}, example.parts.map(part => piece(part, p))), el("span.num.strong", {style: "text-align:right"}, number(example.score)))))] : []),
         ...(frame.like.length ? [el("hr", {style: "margin-top:6px"}), el("div.sect", null, "Similar heads", el("span.r", null, "by profile of statistics")),
           el("div", null, frame.like.map(other => el("button.like", {onclick: () => ui.go({layer: other.layer, head: other.index})}, el("b", null, other.head),
             el("div.bar", null, el("i", {style: `width:${100 * other.score}%`})), el("span.num", {style: "text-align:right"}, number(other.score)))))] : []));

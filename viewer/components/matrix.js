@@ -46,7 +46,7 @@ export function render({model, el: host}) {
 
   // view: {row, column, cell}: the first row and column, and pixels of one cell
   function fitted() {
-    const [w, h] = room(), [rows, columns] = frame.shape, cell = Math.min(w / columns, h / rows, 44);
+    const [w, h] = room(), [rows, columns] = frame.shape, cell = Math.min(w / columns, h / rows, 96);
     return {row: 0, column: 0, cell};
   }
   function restore() {

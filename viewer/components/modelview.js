@@ -73,8 +73,8 @@ export function render({model, el: host}) {
   function redraw() {
     if (!width || !tokens.q) return;
     const [layers, heads] = frame.shape, p = paint(), left = ranks ? 4 : 24, top = ranks ? 4 : 22, strip = ranks ? STRIP : 0, room = Math.max(240, body.clientHeight - 14);
-    const gap = heads > 16 || layers > 16 ? 3 : 5;
-    const w = clamp((width - left - 4) / heads - gap, 8, 150), h = clamp((room - top) / layers - gap, Math.min(w, 30), Math.min(w * 1.1, 150));
+    const gap = heads > 48 ? 1 : heads > 16 || layers > 16 ? 3 : 5;
+    const w = clamp((width - left - 4) / heads - gap, 4, 320), h = clamp((room - top) / layers - gap - strip, Math.min(w, 30), w * 1.1);
     geometry = {left, top, w, h, gap, strip};
     const height = top + layers * (h + gap + strip), g = fit(canvas, width, height);
     const colours = codeColours(p, SCALES[model.scale]), every = w >= 18 ? 1 : 4;

@@ -7,8 +7,8 @@ import { dimensionList, DIMENSIONS_CSS } from "../_js/dimensions.js";
 
 const OWN = `
 .two { display: grid; grid-template-columns: minmax(0, 1fr) 296px; gap: 12px; height: 100% } .body.flush { padding: 6px 0 8px } .plot { position: relative; outline-offset: -2px }
-.tok { box-shadow: inset 0 0 0 1.5px var(--accent); border-radius: 3px; padding: 0 6px; font-weight: 600; unicode-bidi: isolate } .seg.small { flex: none } .seg.small button { height: 22px; padding: 0 8px; white-space: nowrap } .card > header .sub { white-space: nowrap } .card > header .tok { min-width: 24px; max-width: 160px; flex: 0 1 auto } .card > header .count { flex: 0 1 auto; overflow: hidden; text-overflow: ellipsis }
-@media (max-width: 1100px) { .two { grid-template-columns: minmax(0, 1fr) 236px; gap: 8px } }
+.tok { box-shadow: inset 0 0 0 1.5px var(--accent); border-radius: 3px; padding: 0 6px; font-weight: 600; unicode-bidi: isolate } .seg.small { flex: none } .seg.small button { height: 22px; padding: 0 8px; white-space: nowrap } .card > header .sub { white-space: nowrap } .card > header .tok { max-width: 160px; flex: none } .card > header .sub { flex: none } .card > header .count { flex: 0 1000 auto; overflow: hidden; text-overflow: ellipsis }
+@media (max-width: 1100px) { .two { grid-template-columns: minmax(0, 1fr); grid-template-rows: minmax(420px, 1fr) 300px; overflow: auto } }
 bdi { unicode-bidi: isolate } .legend { display: flex; align-items: center; gap: 6px; font-size: 11px; color: var(--ink-2) }
 `;
 const TOP = 116;
@@ -88,7 +88,7 @@ export function render({model, el: host}) {
   }
   function geometry() {
     const d = frame.query.length, label = 104, dot = 104, attention = 128, span = Math.max(60, Math.floor((width - label - 24 - 20 - dot - attention) / 2));
-    const row = clamp((Math.max(200, body.clientHeight - 20) - TOP - 18) / Math.max(1, rows.length), 15, 33);
+    const row = clamp((Math.max(200, body.clientHeight - 20) - TOP - 18) / Math.max(1, rows.length), 15, 48);
     return {d, xk: label, xp: label + span + 24, span, cell: span / d, xd: label + 2 * span + 44, xa: label + 2 * span + 44 + dot, row, height: Math.ceil(TOP + row * rows.length + 20), label: label - 12};
   }
   // image of vectors with one pixel per number; each of its rows is stretched later, with gaps between them

@@ -94,3 +94,15 @@ export function gridNames(frame) {
   const [layers, heads] = frame.shape, count = n => Array.from({length: n}, (_, i) => i), rows = frame.layers || count(layers), columns = frame.columns || count(heads);
   return {rows, columns, name: (l, h) => `${rows[l]}.${columns[h]}`, cell: name => { const [l, h] = name.split(".").map(Number); return [rows.indexOf(l), columns.indexOf(h)]; }};
 }
+
+// Axis that fits values: it begins at 0 unless all values are far from it, and its ticks are round numbers
+export function axisOf(values, n) {
+  let least = Infinity, most = -Infinity;
+  for (const v of values) if (Number.isFinite(v)) { least = Math.min(least, v); most = Math.max(most, v); }
+  if (least > most) [least, most] = [0, 1];
+  if (least >= 0 && least < .6 * most || least === most) least = Math.min(0, least);
+  if (least === most) most = least + 1;
+  const raw = (most - least) / n, power = 10 ** Math.floor(Math.log10(raw)), step = power * [1, 2, 5, 10].find(m => m * power >= raw * .999);
+  const low = Math.floor(least / step + 1e-9) * step, high = Math.ceil(most / step - 1e-9) * step, digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  return {low, high, ticks: Array.from({length: Math.round((high - low) / step) + 1}, (_, i) => low + i * step), text: v => number(v, digits).replace(/^(\u2212?)\.0*$/, "0")};
+}

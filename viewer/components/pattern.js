@@ -1,7 +1,7 @@
 // The expression box: it colours the text while the reader types, and Enter runs it. An arrow marks an error above its
 // message.
 import { el } from "../_js/dom.js";
-import { component, segmented, select } from "../_js/shell.js";
+import { component, segmented, select, walk } from "../_js/shell.js";
 import { completion, COMPLETION_CSS } from "../_js/completion.js";
 import { arcEditor, ARCS_CSS } from "../_js/arcs.js";
 
@@ -31,8 +31,9 @@ export function render({model, el: host}) {
     const editor = el("div.editor", null, el("div.view", null, code), input, button);
     const problem = el("div.problem", {role: "alert", id: "problem"}), library = el("div.lib", {role: "group", "aria-label": "library"}), about = el("div.sm.dim2.ell");
     const all = el("span"), modes = el("span.modes"), going = el("div.bar.going", {role: "progressbar"}, el("i")), arcs = arcEditor(ui, list => ui.send({arcs: list}));
+    walk(library, () => [...library.children]);
     let error = null, shown = null, now = null;
-    ui.root.append(el("section.card.query", {"aria-label": "pattern"}, el("div.row", null, el("h2.strong", null, "Find heads and examples"), modes, el("span.xs.dim.ell", null, "a condition on a query token and a key token"), el("span.grow"), all), editor, going, arcs.box, problem, library, about));
+    ui.root.append(el("section.card.query", {"aria-label": "pattern"}, el("div.row", null, el("h2.strong", {style: "white-space:nowrap"}, "Find heads and examples"), modes, el("span.xs.dim.ell", null, "a condition on a query token and a key token"), el("span.grow"), all), editor, going, arcs.box, problem, library, about));
     const complete = completion(input, editor, () => now || {fields: {query: [], key: [], example: []}, values: {}, library: []}, () => colour());
     function run() { ui.send({run: input.value}); }
     const colour = () => {

@@ -49,5 +49,6 @@ export function render({model, el: host}) {
   model.on("msg:custom", data => apply(model.document, decodeMessage(plain(data))));
   model.send_msg({listens: true});
   host.style.display = "none";
+  document.getElementById("skeleton")?.remove();
   follow();
 }

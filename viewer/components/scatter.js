@@ -1,5 +1,5 @@
 // Every head as a dot by two statistics, shaded by layer. Arrows select the nearest head in their direction.
-import { count, number } from "../_js/paint.js";
+import { axisOf, count, number } from "../_js/paint.js";
 import { pointerIn, el, fit, mirror, write } from "../_js/dom.js";
 import { within } from "../_js/lasso.js";
 import { component, select } from "../_js/shell.js";
@@ -21,7 +21,9 @@ export function render({model, el: host}) {
     const selection = () => frame ? model.selected.split(",").map(text => { const [l, h] = text.split(".").map(Number); return frame.layers.indexOf(l) * frame.n_heads + h; }) : [], selected = () => selection()[0] ?? -1;
     const layerOf = i => frame.layers[Math.floor(i / frame.n_heads)];
     const name = i => `${layerOf(i)}.${i % frame.n_heads}`;
-    const spot = i => [EDGE.left + frame.x.values[i] / frame.x.high * (size[0] - EDGE.left - EDGE.right), size[1] - EDGE.bottom - frame.y.values[i] / frame.y.high * (size[1] - EDGE.top - EDGE.bottom)];
+    let axes = null;
+    const share = (axis, v) => (v - axes[axis].low) / (axes[axis].high - axes[axis].low), along = s => EDGE.left + s * (size[0] - EDGE.left - EDGE.right), up = s => size[1] - EDGE.bottom - s * (size[1] - EDGE.top - EDGE.bottom);
+    const spot = i => [along(share("x", frame.x.values[i])), up(share("y", frame.y.values[i]))];
     const there = i => !Number.isNaN(frame.x.values[i]) && !Number.isNaN(frame.y.values[i]);
     const label = axis => `${axis.label}${axis.unit ? ` (${axis.unit})` : ""}`;
 
@@ -29,13 +31,10 @@ export function render({model, el: host}) {
       if (!frame || !box.clientWidth || box.clientHeight < 60) return;
       size = [box.clientWidth, box.clientHeight];
       const p = ui.paint(), [w, h] = size, g = fit(canvas, w, h), n = frame.x.values.length, layers = n / frame.n_heads, radius = n > 300 ? 3 : 4.6;
-      for (let i = 0; i <= 5; i++) {
-        const x = Math.round(EDGE.left + i / 5 * (w - EDGE.left - EDGE.right)) + .5, y = Math.round(EDGE.top + i / 5 * (h - EDGE.top - EDGE.bottom)) + .5;
-        g.strokeStyle = p.line; g.lineWidth = 1;
-        g.beginPath(); g.moveTo(x, EDGE.top); g.lineTo(x, h - EDGE.bottom); g.moveTo(EDGE.left, y); g.lineTo(w - EDGE.right, y); g.stroke();
-        write(g, tick(frame.x.high * i / 5), x, h - EDGE.bottom + 11, {color: p["ink-3"], align: i ? "center" : "left"});
-        write(g, tick(frame.y.high * (5 - i) / 5), EDGE.left - 6, y, {color: p["ink-3"], align: "right"});
-      }
+      g.strokeStyle = p.line; g.lineWidth = 1;
+      for (const v of axes.x.ticks) { const x = Math.round(along(share("x", v))) + .5; g.beginPath(); g.moveTo(x, EDGE.top); g.lineTo(x, h - EDGE.bottom); g.stroke(); write(g, axes.x.text(v), x, h - EDGE.bottom + 11, {color: p["ink-3"], align: "center"}); }
+      for (const v of axes.y.ticks) { const y = Math.round(up(share("y", v))) + .5; g.beginPath(); g.moveTo(EDGE.left, y); g.lineTo(w - EDGE.right, y); g.stroke(); write(g, axes.y.text(v), EDGE.left - 6, y, {color: p["ink-3"], align: "right"}); }
+      Object.assign(canvas.dataset, {x: `${axes.x.low} ${axes.x.high}`, y: `${axes.y.low} ${axes.y.high}`});
       write(g, label(frame.x), w - EDGE.right, h - 8, {color: p["ink-3"], align: "right"});
       g.save(); g.translate(9, EDGE.top); g.rotate(-Math.PI / 2); write(g, label(frame.y), 0, 0, {color: p["ink-3"], align: "right"}); g.restore();
       for (let i = 0; i < n; i++) {
@@ -59,23 +58,27 @@ export function render({model, el: host}) {
       const heads = Array.from(frame.x.values.keys()).filter(i => there(i) && within(path, ...spot(i))), first = heads.includes(selected()) ? selected() : heads[0];
       if (heads.length) ui.go({layer: layerOf(first), head: first % frame.n_heads, heads: heads.filter(i => i !== first).map(name).join(",")});
     }
-    // labels of the selected head and of outlying heads, if there is room
+    // labels of the selected head and of outlying heads, at a side of the dot where no dot and no other label is
     function labels(radius) {
-      const boxes = [], out = [], far = i => Math.abs(frame.x.values[i] / frame.x.high - .5) + Math.abs(frame.y.values[i] / frame.y.high - .5);
-      const order = Array.from(frame.x.values.keys()).filter(there).sort((a, b) => far(b) - far(a));
+      const boxes = [], out = [], far = i => Math.abs(share("x", frame.x.values[i]) - .5) + Math.abs(share("y", frame.y.values[i]) - .5);
+      const order = Array.from(frame.x.values.keys()).filter(there).sort((a, b) => far(b) - far(a)), dots = order.map(spot);
       for (const i of [selected(), ...order.filter(i => i !== selected())]) {
         if (i < 0 || !there(i) || out.length > 14) continue;
-        const [x, y] = spot(i), right = x < size[0] - EDGE.right - 40, box = right ? [x + radius + 3, y - 7, x + 36, y + 7] : [x - 36, y - 7, x - radius - 3, y + 7];
-        const dots = i !== selected() && order.some(j => j !== i && inside(spot(j), box));
-        if (dots || boxes.some(t => t[0] < box[2] && box[0] < t[2] && t[1] < box[3] && box[1] < t[3])) continue;
-        boxes.push(box);
-        out.push([i, right ? x + radius + 4 : x - radius - 4, y, right ? "left" : "right"]);
+        const [x, y] = spot(i), width = 7 * name(i).length, ring = i === selected() ? 4 : 0, gap = radius + ring + 4;
+        const sides = [["left", x + gap, y], ["right", x - gap, y], ["center", x, y - gap - 5], ["center", x, y + gap + 5]].map(([align, a, b]) => {
+          const from = align === "left" ? a : align === "right" ? a - width : a - width / 2;
+          return {align, a, b, box: [from, b - 6, from + width, b + 6]};
+        });
+        const free = sides.find(({box: t}) => t[0] > EDGE.left && t[2] < size[0] && t[1] > 0 && t[3] < size[1] - EDGE.bottom && !boxes.some(o => o[0] < t[2] && t[0] < o[2] && o[1] < t[3] && t[1] < o[3])
+          && !dots.some(([c, d]) => c > t[0] - radius && c < t[2] + radius && d > t[1] - radius && d < t[3] + radius));
+        if (!free) continue;
+        boxes.push(free.box);
+        out.push([i, free.a, free.b, free.align]);
       }
+      canvas.dataset.labels = out.map(([i]) => name(i)).join(" ");
       return out;
     }
-    const inside = ([x, y], [a, b, c, d]) => x > a - 4 && x < c && y > b && y < d;
     let foot = () => {};
-    const tick = v => number(v, frame && v && Math.abs(v) < 10 ? 2 : 0).replace(/0$/, "").replace(/\.0?$/, "") || "0";
     function nearest(x, y, reach) {
       let best = -1, least = reach * reach;
       for (let i = 0; i < frame.x.values.length; i++) {
@@ -117,6 +120,7 @@ export function render({model, el: host}) {
     new ResizeObserver(draw).observe(box);
     return next => {
       frame = next;
+      axes = {x: axisOf(frame.x.values, 5), y: axisOf(frame.y.values, 5)};
       const p = ui.paint(), stops = Array.from({length: 9}, (_, i) => p.seq(.3 + .65 * i / 8)).join(","), last = frame.layers[frame.layers.length - 1];
       head.replaceChildren(el("h2", null, "Heads by two statistics"), el("span.grow"), select(frame.options, frame.x.name, "across", x => ui.go({x})), el("span.dim", null, "\u00D7"), select(frame.options, frame.y.name, "up", y => ui.go({y})));
       foot = () => {

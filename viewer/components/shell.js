@@ -59,8 +59,10 @@ export function select(options, value, label, changed) {
   return node;
 }
 export function segmented(options, value, label, changed) {
-  return el("div.seg", {role: "group", "aria-label": label}, options.map(([v, text]) =>
+  const group = el("div.seg", {role: "group", "aria-label": label}, options.map(([v, text]) =>
     el("button", {"aria-pressed": String(v === value), onclick: () => changed(v)}, text)));
+  walk(group, () => [...group.children]);
+  return group;
 }
 
 // Call back after a pause of `wait` ms without calls. `.drop()` cancels a waiting call.
@@ -71,15 +73,31 @@ export function debounced(wait, callback) {
   return call;
 }
 
-// Arrow keys move the focus among rows. `rows()` returns the focusable row elements.
-export function walk(container, rows) {
-  container.addEventListener("keydown", event => {
-    const step = {ArrowDown: 1, j: 1, ArrowUp: -1, k: -1}[event.key];
-    if (!step || event.ctrlKey || event.metaKey || event.altKey) return;
-    const list = rows(), now = list.indexOf(event.composedPath()[0]);
-    const next = list[Math.max(0, Math.min(list.length - 1, now + step))];
-    if (next) { event.preventDefault(); next.focus(); }
-  });
+// A list as one stop of the Tab key: arrow keys, j and k move the focus among its rows, which `rows()` returns. With
+// `everywhere`, j and k also work while another element has the focus, and Enter while none has.
+export function walk(container, rows, everywhere = false) {
+  let last = null;   // row of the last focus
+  const current = list => Math.max(0, list.includes(last) ? list.indexOf(last) : list.findIndex(row => row.matches(".on, [aria-pressed=true], [aria-current=page], [aria-selected=true]")));
+  const rove = () => { const list = rows(), now = current(list); list.forEach((row, i) => { row.tabIndex = i === now ? 0 : -1; }); };
+  const move = (event, list, from) => {
+    const step = {ArrowDown: 1, ArrowRight: 1, j: 1, ArrowUp: -1, ArrowLeft: -1, k: -1, Home: -list.length, End: list.length}[event.key];
+    if (!step || event.ctrlKey || event.metaKey || event.altKey || !list.length) return;
+    event.preventDefault();
+    list[Math.max(0, Math.min(list.length - 1, from + step))].focus();
+  };
+  container.addEventListener("focusin", event => { last = rows().find(row => row.contains(event.target)) || last; rove(); });
+  container.addEventListener("keydown", event => { const list = rows(), now = list.indexOf(event.composedPath()[0]); if (now >= 0) move(event, list, now); });
+  new MutationObserver(rove).observe(container, {childList: true});
+  rove();
+  if (!everywhere) return;
+  const anywhere = event => {
+    if (!container.isConnected) return document.removeEventListener("keydown", anywhere);
+    if (!global(event) || !container.offsetParent || !/^(j|k|Enter)$/.test(event.key)) return;
+    const list = rows(), active = document.activeElement;
+    if (event.key !== "Enter") move(event, list, list.includes(last) ? current(list) : event.key === "j" ? -1 : list.length);
+    else if (!active || active === document.body) list[current(list)]?.click();
+  };
+  document.addEventListener("keydown", anywhere);
 }
 
 export const typing = event => /^(INPUT|SELECT|TEXTAREA)$/.test(event.composedPath()[0]?.tagName || "");
@@ -104,7 +122,7 @@ const SHELL = `
 .tok.k { border-radius: 3px; padding: 1px 3px }
 .note { display: flex; gap: 8px; align-items: center; background: var(--surface-2); border-radius: 6px; padding: 6px 10px; font-size: 12px; color: var(--ink-2) }
 .code { font: 12px/1.5 var(--mono); background: var(--surface-2); border-radius: 6px; padding: 8px 10px; white-space: pre-wrap; overflow-wrap: anywhere }
-.sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
+.sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; margin: 0 }
 .legend { display: flex; align-items: center; gap: 6px; font-size: 11px; color: var(--ink-2); font-variant-numeric: tabular-nums; white-space: nowrap }
 .stale { opacity: .55 }
 `;

@@ -74,7 +74,7 @@ function startPage(raw, COMPONENTS) {
   }
 
   function startHead() {
-    const view = model({frame: {}, tokens: {}, pin: state.pin, share: state.share, keys: state.keys, hide_special: hide(), renormalise: false, layout: "columns", note: ""}), list = model({frame: {}, pin: state.pin});
+    const view = model({frame: {}, tokens: {}, pin: state.pin, share: state.share, keys: state.keys, hide_special: hide(), renormalise: false, pooling: "maximum", layout: "columns", note: ""}), list = model({frame: {}, pin: state.pin});
     let mapsKey = "", tokensOf = null, pickerKey = "";
     const inside = ([start, stop], i) => Math.min(stop - 1, Math.max(start, i));
     // the window of a long text lies around the pin

@@ -29,6 +29,7 @@ html, body { margin: 0; height: 100% } body { display: grid; grid-template-rows:
 main { display: grid; gap: 8px; min-height: 0; grid-template-columns: 232px minmax(0,1fr) 296px; grid-template-rows: minmax(0,1fr) } main.neuron { grid-template-columns: 232px minmax(0,1fr) } main.page { grid-template-columns: minmax(0,1fr) }
 .host { display: block; min-width: 0; min-height: 0 }
 @media (max-width: 1100px) { main { grid-template-columns: 208px minmax(0,1fr); grid-template-rows: minmax(0,1fr) minmax(0,1fr) } main .host:nth-child(2) { grid-column: 2; grid-row: 1 / 3 } main .host:nth-child(3) { grid-column: 1; grid-row: 2 }
+  main.head { grid-template-rows: minmax(0,7fr) minmax(0,3fr) }
   main.neuron { grid-template-rows: minmax(0,1fr) } main.neuron { grid-template-columns: 150px minmax(0,1fr) } main.neuron .host:nth-child(2) { grid-row: 1 } }
 """
 

@@ -10,7 +10,7 @@ const CSS = `
 // frame: {good: bool, parts: [text], right: [text]}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
-    const bar = el("footer.status", {role: "status"});
+    const bar = el("footer.status", {"aria-live": "polite"});
     ui.root.append(bar);
     return frame => bar.replaceChildren(
       ...frame.parts.map((part, i) => el("span", null, i ? null : el(`i.dot${frame.good ? "" : ".warn"}`, {"aria-hidden": "true"}), part)),

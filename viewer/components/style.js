@@ -11,15 +11,17 @@ export const CSS = `
 .ha :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; border-radius: 4px }
 .num { font-variant-numeric: tabular-nums } .dim { color: var(--ink-3) } .strong { font-weight: 600 }
 .grow { flex: 1; min-width: 0 } .ell { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
-.row { display: flex; align-items: center; gap: 8px }
+.row { display: flex; align-items: center; gap: 8px } .mid { display: inline-flex; min-width: 0; max-width: 100%; overflow: hidden; white-space: pre; unicode-bidi: isolate } .mid > :first-child { min-width: 2ch } .mid > :last-child { flex: none }
 .card { background: var(--surface); border: 1px solid var(--line); border-radius: 8px; display: flex; flex-direction: column;
   min-width: 0; min-height: 0; height: 100%; overflow: hidden }
 .card > header { display: flex; align-items: center; gap: 8px; min-height: 40px; padding: 0 12px; border-bottom: 1px solid var(--line); flex: none }
-.card > header h2 { font-weight: 600; white-space: nowrap; min-width: 0; overflow: hidden; text-overflow: ellipsis } .card > header .sub { color: var(--ink-3); font-size: 12px; flex-shrink: 2; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
-.card > header .count { margin-left: auto; flex-shrink: 5; min-width: 0; overflow: hidden; text-overflow: ellipsis; font-size: 11px; color: var(--ink-2); white-space: nowrap }
+.card > header h2 { font-weight: 600; white-space: nowrap; min-width: 0; overflow: hidden; text-overflow: ellipsis } .card > header .sub { color: var(--ink-3); font-size: 12px; flex-shrink: 1; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.card > header .count { margin-left: auto; flex-shrink: 1000; min-width: 0; overflow: hidden; text-overflow: ellipsis; font-size: 11px; color: var(--ink-2); white-space: nowrap }
+.card > header .seg, .card > header .sel, .card > header .btn, .card > header .legend { flex: none }
+@media (max-width: 1100px) { .card > header { flex-wrap: wrap; padding-top: 5px; padding-bottom: 5px; row-gap: 4px } .card > header .grow { display: none } .card > header .seg, .card > header .tools { margin-left: auto } }
 .body { padding: 12px; min-height: 0; flex: 1; position: relative; overflow: auto; scrollbar-width: thin; scrollbar-color: var(--line-2) transparent }
-.sect { font-size: 12px; font-weight: 600; color: var(--ink-2); margin: 0 0 6px; display: flex; align-items: center; gap: 8px }
-.sect .r { margin-left: auto; font-weight: 400; color: var(--ink-3); overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.sect { font-size: 12px; font-weight: 600; color: var(--ink-2); margin: 0 0 6px; display: flex; flex-wrap: wrap; align-items: center; gap: 0 8px }
+.sect .r { margin-left: auto; max-width: 100%; font-weight: 400; color: var(--ink-3); overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
 .ha hr { border: 0; border-top: 1px solid var(--line); margin: 12px 0 }
 .btn { display: inline-flex; align-items: center; gap: 6px; height: 24px; padding: 0 8px; border: 1px solid var(--line-2); border-radius: 6px;
   background: var(--surface); font-weight: 500; font-size: 12px; white-space: nowrap }

@@ -1,12 +1,12 @@
 import { plain, parsePin, formatPin, number, SCALES } from "../_js/paint.js";
-import { el, mount, tooltip } from "../_js/dom.js";
+import { directionOf, el, middle, mount, tooltip } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
 
 // frame: {lines: [{parts: [[text, index], ...], side: "q"|"k"|"qk", special: uint8}], tags: [..]}
 const OWN = `
 .text { display: flex; gap: 16px; align-items: flex-start; padding: 8px 12px }
 .lines { flex: 1; min-width: 0; font-size: 14px; line-height: 1.7; overflow-wrap: anywhere; max-height: 96px; overflow-y: auto; white-space: pre-wrap }
-.tags { display: flex; gap: 6px; padding-top: 2px; flex-wrap: wrap; justify-content: flex-end; max-width: 40% }
+.tags { display: flex; gap: 6px; padding-top: 2px; justify-content: flex-end; flex: 0 1 auto; max-width: 40%; min-width: 0 } .tags .tag { min-width: 0; flex: 0 1 auto } .tags .tag:last-child { flex: none } @media (max-width: 1000px) { .tags { max-width: 32% } .tags .tag:not(:first-child) { display: none } }
 .tok { border-radius: 3px; padding: 1px 0; cursor: pointer; unicode-bidi: isolate; background: none; border: 0; box-decoration-break: clone; -webkit-box-decoration-break: clone }
 .tok:hover { box-shadow: inset 0 -2px 0 var(--line-2) }
 .tok.q { box-shadow: inset 0 0 0 1.5px var(--accent); padding: 1px 4px; font-weight: 600 }
@@ -16,7 +16,7 @@ const OWN = `
 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => shade());
-  const tip = tooltip(root), card = el("section.card"), lines = el("div.lines", {dir: "auto", role: "group", "aria-label": "text of the example"}), tags = el("div.tags");
+  const tip = tooltip(root), card = el("section.card"), lines = el("div.lines", {role: "group", "aria-label": "text of the example"}), tags = el("div.tags");
   card.append(el("div.text", null, lines, tags));
   root.append(card);
   let spans = [];
@@ -24,14 +24,14 @@ export function render({model, el: host}) {
   function build() {
     const frame = plain(model.frame);
     spans = [];
-    lines.replaceChildren(...(frame.lines || []).map(line => el("div", null, line.parts.map(([text, index]) => {
+    lines.replaceChildren(...(frame.lines || []).map(line => el("div", {dir: directionOf(line.parts.map(part => part[0]).join(""))}, line.parts.map(([text, index]) => {
       if (index < 0) return text;
       const span = el(`span.tok${line.special[index] ? ".special" : ""}`, {role: "button", "data-token": index, "data-side": line.side, dir: "auto",
         onclick: event => pin(line, index, event.altKey), onmousemove: event => hover(event, line, index), onmouseleave: tip.hide}, text);
       spans.push({span, index, side: line.side, special: !!line.special[index]});
       return span;
     }))));
-    tags.replaceChildren(...(frame.tags || []).map(tag => el("span.tag", null, tag)));
+    tags.replaceChildren(...(frame.tags || []).map(tag => el("span.tag", null, middle(tag))));
     shade();
   }
   function pin(line, index, asKey) {

@@ -1,7 +1,7 @@
 // Top bar: pages, search box, name of the store, theme switch, list of keys. Keys: / searches, t changes the theme,
 // g c|s|e|v opens a page, ? lists all keys.
-import { el } from "../_js/dom.js";
-import { component, global, icon, link, select, setSingleKeys, singleKeys } from "../_js/shell.js";
+import { el, middle } from "../_js/dom.js";
+import { component, global, icon, link, select, setSingleKeys, singleKeys, walk } from "../_js/shell.js";
 
 const CSS = `
 .top { display: flex; align-items: center; gap: 16px; height: 48px; padding: 0 16px; background: var(--surface); border-bottom: 1px solid var(--line) }
@@ -13,15 +13,17 @@ const CSS = `
 .find { position: relative; width: 316px } .find svg { position: absolute; left: 9px; top: 8px; color: var(--ink-3) } .find kbd { position: absolute; right: 7px; top: 6px }
 .find input { width: 100%; height: 32px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--bg); padding: 0 36px 0 30px }
 .store { height: 32px; display: flex; align-items: center; border: 1px solid var(--line-2); border-radius: 6px; padding: 0 10px; font-weight: 500; max-width: 240px; min-width: 0 }
-.store.several { border: 0; padding: 0 } .store.several select { height: 32px; font-size: 13px !important }
+.store.several { border: 0; padding: 0 } .store.several select { height: 32px; max-width: 100%; font-size: 13px !important }
+.skip { position: absolute; left: 8px; top: -60px; z-index: 60; height: 36px } .skip:focus { top: 6px }
 .help { position: fixed; inset: 0; margin: auto; width: 460px; max-width: 90vw; height: fit-content; border: 1px solid var(--line-2); border-radius: 8px; background: var(--surface); color: var(--ink); box-shadow: var(--shadow); padding: 16px 20px } .help::backdrop { background: #0006 }
 .help h2 { font-size: 15px; font-weight: 600 } .help dl { display: grid; grid-template-columns: 150px 1fr; gap: 4px 12px; margin: 6px 0 12px } .help dt, .help dd { margin: 0; font-size: 12px } .help .sect { margin-top: 12px }
-@media (max-width: 1000px) { .find { width: 200px } .store { display: none } .brand { font-size: 0; gap: 0 } .nav a { padding: 0 8px } }
+@media (max-width: 1000px) { .top { gap: 8px; padding: 0 10px } .find { flex: 0 10 200px; min-width: 64px } .find kbd { display: none } .find input { padding-right: 6px } .store { flex: 0 1 auto; max-width: 120px } .brand { font-size: 0; gap: 0 } .nav a { padding: 0 7px } }
 .side { display: none } @media (max-width: 1279px) { .side.right:not([hidden]) { display: inline-flex } } @media (max-width: 959px) { .side.left:not([hidden]) { display: inline-flex } }
 `;
-const HELP = [["everywhere", [["/", "search"], ["g c, g s, g e, g v", "Corpus, Search, Examples, Views"], ["t", "light or dark"], ["?", "this list"], ["Tab", "from picture to picture"]]],
+const HELP = [["everywhere", [["/", "search"], ["g c, g s, g e, g v", "Corpus, Search, Examples, Views"], ["b", "stars and notes"], ["t", "light or dark"], ["?", "this list"], ["Tab", "from picture to picture"]]],
   ["on a picture that has the focus", [["\u2190 \u2191 \u2192 \u2193", "move to the next head, row, cell or token"], ["Enter", "choose"], ["n", "its numbers as a table"]]],
-  ["in the views", [["1 \u2026 6", "the view"], ["h l", "previous, next head"], ["j k", "next, previous example"], ["Esc", "release the pin"]]]];
+  ["in a list of examples", [["j k", "next, previous example"], ["Enter", "open it"]]],
+  ["in the views", [["1 \u2026 6", "the view"], ["h l", "previous, next head"], ["j k", "next, previous example"], ["s", "star the example"], ["Esc", "release the pin"]]]];
 const KEYS = {c: "corpus", s: "search", e: "examples", v: "views"};
 
 // frame: {page, pages: [{page, label, query}], store, stores: [[name, query]], theme, drawers: ["left", "right"]}
@@ -46,9 +48,21 @@ export function render({model, el: host}) {
       for (const button of drawers) button.setAttribute("aria-expanded", String(button.dataset.side === side));
     }
     const nav = el("nav.nav", {"aria-label": "pages"}), store = el("span.store.ell"), switcher = el("button.btn.quiet.icon", {"aria-label": "light or dark", onclick: flip});
+    const marks = el("button.btn.quiet.icon", {"aria-label": "stars and notes", title: "stars and notes (b)", onclick: () => document.dispatchEvent(new CustomEvent("headatlas-bookmarks"))}, "\u2606");
     const logo = el("span.logo", {"aria-hidden": "true"}, arcs());
-    ui.root.append(el("header.top", null, el("div.brand", null, logo, "headatlas"), nav, el("span.grow"),
-      el("div.find", null, icon("search"), input, el("kbd", null, "/")), store, drawers, helper, switcher), help);
+    const heading = el("h1.sr"), skip = el("button.skip.btn.primary", {onclick: skipToPage}, "Skip to the page");
+    // the area of the pages, a neighbour of this bar
+    const page = () => host.getRootNode().host?.getRootNode().querySelector(".page-area");
+    ui.root.append(el("header.top", null, skip, heading, el("div.brand", null, logo, "headatlas"), nav, el("span.grow"),
+      el("div.find", null, icon("search"), input, el("kbd", null, "/")), store, drawers, marks, helper, switcher), help);
+    // a lasting tabindex would take the page's own elements out of the order of the Tab key
+    function skipToPage() {
+      const area = page();
+      area.tabIndex = 0;
+      area.focus();
+      area.addEventListener("blur", () => area.removeAttribute("tabindex"), {once: true});
+    }
+    walk(nav, () => [...nav.children]);
     function flip() { ui.go({theme: document.documentElement.dataset.theme === "dark" ? "light" : "dark"}); }
     let awaiting = 0;
     const keys = event => {
@@ -69,10 +83,12 @@ export function render({model, el: host}) {
     document.addEventListener("keydown", close, true);
     model.on("remove", () => { document.removeEventListener("keydown", keys); document.removeEventListener("keydown", close, true); });
     return frame => {
+      for (const [name, value] of Object.entries({role: "main", "aria-label": "page"})) page()?.setAttribute(name, value);
+      heading.textContent = `${frame.pages.find(({page}) => page === frame.page)?.label} of ${frame.store}`;
       nav.replaceChildren(...frame.pages.map(({page, label, query}) =>
         link(ui, "", query, {page}, {"aria-current": page === frame.page ? "page" : null, "data-page": page}, label)));
       const hasChoice = frame.stores.length > 1;
-      store.replaceChildren(hasChoice ? select(frame.stores.map(([name]) => [name, name]), frame.store, "store", name => { location.search = `?${frame.stores.find(s => s[0] === name)[1]}`; }) : frame.store);
+      store.replaceChildren(hasChoice ? select(frame.stores.map(([name]) => [name, name]), frame.store, "store", name => { location.search = `?${frame.stores.find(s => s[0] === name)[1]}`; }) : middle(frame.store));
       store.classList.toggle("several", hasChoice);
       store.title = frame.store;
       for (const button of drawers) button.hidden = !frame.drawers.includes(button.dataset.side);

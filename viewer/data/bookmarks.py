@@ -1,10 +1,12 @@
-"""Bookmarks: stars and notes on heads, in a small JSON file beside the store. The viewer writes no other file.
+"""Bookmarks: stars and notes on heads and examples, in a small JSON file beside the store. The viewer writes no other file.
 
-    {"headatlas_bookmarks": 1, "heads": {"encoder 5.8": {"star": true, "note": "looks at the verb"}}}
+    {"headatlas_bookmarks": 1, "heads": {"encoder 5.8": {"star": true, "note": "looks at the verb"}},
+     "examples": {"doc-17": {"star": true, "note": ""}}}
+
+The names of `examples` are ids of examples. A file without them has none.
 
 Each change replaces the whole file by renaming, so no reader sees half a file. A writer locks the file (flock), reads
-it again and changes one star or one note. So several viewers of one file lose nothing, unless they change the same note
-of the same head. The system releases the lock when a process dies. The content of the file is not trusted: its size is
+it again and changes one star or one note. So several viewers of one file lose nothing, unless they change the same note. The system releases the lock when a process dies. The content of the file is not trusted: its size is
 limited, and its texts are shown as text.
 """
 
@@ -28,12 +30,14 @@ MAX_NOTE = 2_000
 MAX_BYTES = 8 << 20
 LOCK_S = 5.0
 """Longest wait in seconds for another viewer that is writing the same file."""
+EXAMPLE = "example "
+"""Begin of the key of an example's bookmark. No site of a model has this name."""
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Bookmark:
-    """Star and note of one head."""
+    """Star and note of one head or example."""
 
     star: bool = False
     note: str = ""
@@ -61,7 +65,9 @@ class Bookmarks:
         return os.access(target.parent, os.W_OK) and (not target.exists() or os.access(target, os.W_OK))
 
     def all(self) -> dict[str, Bookmark]:
-        """Return bookmarks by site and head (``encoder 5.8``). Reads the file again if it changed.
+        """Return bookmarks by site and head (``encoder 5.8``), or example and id (``example doc-17``).
+
+        Reads the file again if it changed.
 
         Raises
         ------
@@ -91,6 +97,10 @@ class Bookmarks:
         prefix = f"{site} "
         return {key.removeprefix(prefix): item for key, item in self.all().items() if key.startswith(prefix)}
 
+    def examples(self) -> dict[str, Bookmark]:
+        """Return the bookmarks of examples by id."""
+        return {key.removeprefix(EXAMPLE): item for key, item in self.all().items() if key.startswith(EXAMPLE)}
+
     def write(self, site: str, layer: int, head: int, bookmark: Bookmark) -> None:
         """Save star and note of one head, as `update` does."""
         self.update(site, layer, head, star=bookmark.star, note=bookmark.note)
@@ -105,10 +115,16 @@ class Bookmarks:
         ConfigError
             The note is too long, or the file cannot be written.
         """
+        self._update(_key(site, layer, head), star, note)
+
+    def update_example(self, name: str, *, star: bool | None = None, note: str | None = None) -> None:
+        """Save the star, the note or both of the examples with an id, as `update` does for a head."""
+        self._update(EXAMPLE + name, star, note)
+
+    def _update(self, key: str, star: bool | None, note: str | None) -> None:
         if note is not None and len(note) > MAX_NOTE:
             raise ConfigError(f"the note has {len(note)} characters; at most {MAX_NOTE} are allowed.")
         changes = {name: value for name, value in (("star", star), ("note", note)) if value is not None}
-        key = _key(site, layer, head)
         try:
             with self._lock:
                 fd = self._lock_file()
@@ -165,8 +181,11 @@ class Bookmarks:
 
 
 def _format(bookmarks: dict[str, Bookmark]) -> bytes:
-    heads = {key: {"star": item.star, "note": item.note} for key, item in sorted(bookmarks.items())}
-    document = json.dumps({"headatlas_bookmarks": _VERSION, "heads": heads}, indent=1)
+    entries = {key: {"star": item.star, "note": item.note} for key, item in sorted(bookmarks.items())}
+    examples = {key.removeprefix(EXAMPLE): entry for key, entry in entries.items() if key.startswith(EXAMPLE)}
+    heads = {key: entry for key, entry in entries.items() if not key.startswith(EXAMPLE)}
+    content = {"headatlas_bookmarks": _VERSION, "heads": heads} | ({"examples": examples} if examples else {})
+    document = json.dumps(content, indent=1)
     return f"{document}\n".encode("ascii")  # JSON escapes lone surrogates
 
 
@@ -181,9 +200,10 @@ def parse_bookmarks(data: bytes, name: str) -> dict[str, Bookmark]:
     try:
         content: Any = json.loads(data)
         version, heads = content["headatlas_bookmarks"], content["heads"]
+        examples = {EXAMPLE + name: item for name, item in content.get("examples", {}).items()}
         bookmarks = {
             key: Bookmark(_require_type(bool, item["star"]), _require_type(str, item["note"]))
-            for key, item in heads.items()
+            for key, item in (heads | examples).items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(

@@ -23,7 +23,7 @@ from headatlas.store.schema.traces import Site
 
 from .view_frames import TokensFrame, pack, table_frame, to_codes
 
-MAX_EXACT = 100 << 20
+MAX_EXACT = 1 << 20
 """Limit of the exact weights of one part, in bytes. Above it each weight is rounded to one byte."""
 MAX_BYTES = 128 << 20
 """Limit of all arrays in one file, in bytes. Browsers open larger files slowly."""

@@ -11,8 +11,8 @@ from jaxtyping import Float32
 from headatlas.store.schema.traces import head_index
 
 from ..components.background import Check
+from ..components.card import BookmarkText
 from ..components.corpus_cards import (  # fmt: skip
-    BookmarkText,
     Distribution,
     DistributionFrame,
     Facts,
@@ -64,6 +64,7 @@ class CorpusPage(Page):
             columns="minmax(300px,472fr) minmax(0,576fr) 336px",
             rows="56px minmax(0,1fr) 222px",
             narrow={"right": "minmax(300px,472fr) minmax(0,576fr)"},
+            stack="56px 300px 340px 222px",
         )
 
     def bookmarks_changed(self) -> None:

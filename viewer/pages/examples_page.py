@@ -10,6 +10,7 @@ from jaxtyping import Int64
 
 from ..components.background import Check
 from ..components.example_cards import ExampleList, ExampleListFrame, ExampleRow, Facet, Histogram
+from ..data.bookmarks import Bookmark
 from ..data.search_answers import SEARCH, HeadValues, upper_end
 from ..data.store_data import DataSource
 from ..state.reader_state import ViewState
@@ -67,10 +68,12 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues, check: Ch
     start = min(state.row, max(0, len(positions) - 1)) // PAGE_ROWS * PAGE_ROWS
     columns = text_columns(data)
     rows: list[ExampleRow] = []
+    bookmarks = data.bookmarks.examples() if data.bookmarks else {}
     for position in positions[start : start + PAGE_ROWS].tolist():
         check()
         number = int(data.numbers[position])
         patch = {"page": "views", "example": number, "pin": ""}
+        bookmark = bookmarks.get(data.ids[position], Bookmark())
         rows.append(
             {
                 "id": visible(data.ids[position]),
@@ -82,6 +85,8 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues, check: Ch
                 "tokens": int(lengths[position]),
                 "value": float(scores[position]),
                 "on": number == state.example,
+                "star": bookmark.star,
+                "remark": visible(bookmark.note),
                 "query": state.to_query(**patch),
                 "patch": patch,
             }

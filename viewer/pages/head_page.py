@@ -47,6 +47,7 @@ class HeadViewPage(ExampleView):
         self.picker.choices = True
         self.lines.document = partial(self.document, "head")
         self.link(self.picker, unit="unit", segments="segments", weights="weights", layout="layout")
+        self.link(self.lines, pooling="pooling")
         self.lines.param.watch(self._pin_unit, "pin")
         self.keys.param.watch(self._pin_unit, "pin")
         self.listen(self.keys)
@@ -100,7 +101,7 @@ class HeadViewPage(ExampleView):
         )
         self.lines.give(
             share=state.share, keys=state.keys, hide_special=self.hide_special, pin=self._unit_pin(),
-            layout=state.layout, renormalise=state.weights == "renormalised",
+            layout=state.layout, pooling=state.pooling, renormalise=state.weights == "renormalised",
         )  # fmt: skip
         is_new = bool(changed & _MAPS) or key != self._lines_key
         if not is_new and not changed & _LISTED:

@@ -23,11 +23,13 @@ def grid(
     columns: str = "minmax(0,1fr)",
     rows: str = "minmax(0,1fr)",
     narrow: Mapping[str, str] | None = None,
+    stack: str = "",
     **styles: str,
 ) -> pn.Column:
     """Return a CSS grid of cards that fills its area.
 
-    `narrow` holds the columns that apply when the cards at a side are drawers.
+    `narrow` holds the columns that apply when the cards at a side are drawers. `stack` holds the heights of the cards
+    in a window below 960 pixels, where they stand in one column; without it they keep their columns.
     """
     css = {
         "display": "grid",
@@ -42,6 +44,14 @@ def grid(
         f"\n@media (max-width: {DRAWERS[side]}px) {{ :host {{ grid-template-columns: {narrow_columns} !important }} }}"
         for side, narrow_columns in (narrow or {}).items()
     )
+    if stack:
+        rules += (
+            f"\n@media (max-width: {DRAWERS['left']}px) {{ :host {{ grid-template-columns: minmax(0,1fr) !important; "
+            f"grid-template-rows: {stack} !important; height: max-content !important; flex: none !important }} "
+            ".stacked { grid-column: 1 !important; grid-row: auto !important } }"
+        )
+        for card in cards:
+            card.css_classes = [*card.css_classes, "stacked"]
     return pn.Column(*cards, styles=css, stylesheets=[rules], sizing_mode="stretch_both", margin=0)
 
 

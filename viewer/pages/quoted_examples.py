@@ -51,7 +51,7 @@ def kwic_frame(
     descriptions = {
         "strongest": f"the {len(rows)} strongest",
         "weakest": f"the {len(rows)} weakest",
-        "deciles": f"{len(rows)} at even steps, strongest first" if n > MAX_HITS else f"all {n}",
+        "deciles": f"{len(rows) // 10} of each tenth, strongest first" if n > MAX_HITS else f"all {n}",
         "random": f"{len(rows)} drawn at random, strongest first" if n > MAX_HITS else f"all {n}",
     }
     return {

@@ -59,7 +59,12 @@ class SearchPage(Page):
         self.heads, self.examples, self.state_card = HeadList(send), Kwic(send), StateCard(send)
         self.heads.caption = lambda: replace(self.caption(), sentence=visible(self.state.pattern))
         top = grid(in_cell(self.box), in_cell(self.map), columns="minmax(0,1fr) 152px")
-        self.results = grid(in_cell(self.heads), in_cell(self.examples), columns="minmax(420px,592fr) minmax(0,804fr)")
+        self.results = grid(
+            in_cell(self.heads),
+            in_cell(self.examples),
+            columns="minmax(420px,592fr) minmax(0,804fr)",
+            stack="360px 460px",
+        )
         cells = [
             in_cell(top, "1", "1"),
             in_cell(self.summary, "1", "2"),
@@ -76,7 +81,7 @@ class SearchPage(Page):
         self._cancel = Event()
         if pn.state.curdoc is not None:
             pn.state.on_session_destroyed(lambda context: self._cancel.set())
-        return grid(*cells, rows="158px 34px minmax(0,1fr)", gap="8px")
+        return grid(*cells, rows="158px 34px minmax(0,1fr)", gap="8px", stack="158px 34px auto")
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Start a search if the pattern is new, and fill the cards from the last result."""
@@ -369,9 +374,11 @@ def heads_frame(
     }
     null_table = {name: evidence.null.heads[name].values for name in ("expected", "above", "q_value")}
     evidence_table |= {"expected": null_table["expected"], "above": null_table["above"], "q": null_table["q_value"]}
-    order = np.argsort(-np.nan_to_num(table[state.measure], nan=-1.0), axis=None, kind="stable")[:MAX_HEADS]
+    descending = -np.nan_to_num(table[state.measure], nan=-1.0).ravel()
+    order = np.argsort(descending, kind="stable")[:MAX_HEADS]
+    ranks = 1 + np.searchsorted(descending[order], descending[order])  # equal heads share a rank
     rows = []
-    for rank, flat in enumerate(order.tolist(), 1):
+    for rank, flat in zip(ranks.tolist(), order.tolist(), strict=True):
         head = result.site.heads[flat]
         figures = {name: float(values.flat[flat]) for name, values in (table | evidence_table).items()}
         is_chosen = head == (state.layer, state.head)

@@ -12,21 +12,26 @@ from time import perf_counter
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
 from headatlas.store.schema.traces import head_index
 
+from ..components.background import Check
 from ..components.bars import Banner, Notice, PathBar, Router, StateCard, StatusLine, TopBar
+from ..components.bookmarklist import BookmarkList
 from ..data.bookmarks import Bookmark
 from ..data.store_data import DataSource
 from ..state.address_values import MAX_TEXT
 from ..state.page_table import PAGES, PageRow, row_of
 from ..state.reader_state import Problem, ViewState
 from ..theme.token_labels import visible
+from .bookmark_list import list_frame
 from .layout import grid, in_cell
 from .page import Page, PageStack, page_class
 from .path_bar import path_frame
+from .report import make_report
 
 logger = logging.getLogger(__name__)
 BOOKMARKS_MS = 2_000
@@ -59,10 +64,12 @@ class Session:
         send = self.receive
         self.router, self.top, self.path = Router(send), TopBar(send), PathBar(send)
         self.notice, self.status = Notice(send, visible=False), StatusLine(send)
+        self.marks = BookmarkList(send, self._report)
         self.body = pn.Column(
             styles={"padding": "12px 16px", "min-height": "0", "height": "100%", "overflow": "auto"},
             sizing_mode="stretch_both",
             margin=0,
+            css_classes=["page-area"],
         )
         self.pages = PageStack(self, PAGES, self.body, load=self._load)
         rows = "48px 38px auto minmax(0,1fr) 26px"
@@ -72,11 +79,13 @@ class Session:
             in_cell(self.notice),
             self.body,
             in_cell(self.status),
+            self.marks,
             self.router,
         ]
         for row, part in enumerate(parts[:5], 1):
             part.styles = {**part.styles, "grid-row": str(row)}
-        self.router.param.update(width=0, height=0, margin=0, styles={"position": "absolute"})
+        for part in (self.marks, self.router):
+            part.param.update(width=0, height=0, margin=0, styles={"position": "absolute"})
         self.view = pn.Column(
             *parts,
             styles={
@@ -94,6 +103,7 @@ class Session:
         self._show(frozenset(ViewState.FIELDS))
         self._push = True
         self._bookmarks: dict[str, Bookmark] = {}
+        self.marks.frame = list_frame(data, self.state) if data.n_examples else {}
         if data.bookmarks is not None and pn.state.curdoc is not None:
             pn.state.add_periodic_callback(self._check_bookmarks, period=BOOKMARKS_MS)
         if data.served_with is not None and pn.state.curdoc is not None:  # a complete store may be extended
@@ -125,6 +135,7 @@ class Session:
             self.refresh_store()
         elif message.get("dismiss"):
             self.report([])
+            self.go({problem.field: "" for problem in self._impossible_values()}, push=False)
         else:
             self.pages[self.state.page].on_message(message)
 
@@ -216,24 +227,54 @@ class Session:
         store = self.data.store
         parts = [f"manifest {store.manifest.number}, {len(store.segments)} segments"]
         parts += [f"answered from {source}", duration_text(seconds)] if source else []
-        self.status.frame = {"good": store.is_complete, "parts": parts, "right": ["read only"]}
+        can_write = self.data.bookmarks is not None and self.data.bookmarks.is_writable
+        stars = "stars and notes can be written" if can_write else "read only: stars and notes cannot be written"
+        self.status.frame = {"good": store.is_complete, "parts": parts, "right": [stars]}
         self._fill_notice()
 
     def _fill_notice(self) -> None:
-        banners = self._banners()
+        banners, problems = self._banners(), [*self.problems, *self._impossible_values()]
         frame = {
-            "title": "Problem:" if len(self.problems) == 1 else "Problems:",
+            "title": "Problem:" if len(problems) == 1 else "Problems:",
             "problems": [
                 {"field": visible(p.field), "value": visible(p.value[:200]), "reason": visible(p.reason)}
-                for p in self.problems
+                for p in problems
             ],
             "banners": banners,
         }
         if frame != self.notice.frame:  # sending a frame takes about 1 ms, and a click changes up to ten frames
-            self.notice.give(frame=frame, visible=bool(self.problems or banners))
+            self.notice.give(frame=frame, visible=bool(problems or banners))
+
+    def _impossible_values(self) -> list[Problem]:
+        """Return the pin and the window of the matrix if they lie outside the shown example."""
+        data, state = self.data, self.state
+        if state.page != "views" or not data.n_examples:
+            return []
+        site, position = data.site(state.site), int(np.searchsorted(data.numbers, state.example))
+        n_queries, n_keys = (int(data.lengths(name)[position]) for name in (site.query_sequence, site.key_sequence))
+        problems = []
+        if state.pinned is not None:
+            side, token = state.pinned
+            n_tokens = n_queries if side == "q" else n_keys
+            if token >= n_tokens:
+                reason = f"this example has {n_tokens} tokens, 0 to {n_tokens - 1}. Nothing is pinned."
+                problems.append(Problem("pin", state.pin, reason))
+        if state.zoom:
+            row, column, _ = map(float, state.zoom.split(","))
+            if row >= n_queries or column >= n_keys:
+                reason = f"the matrix has {n_queries} rows and {n_keys} columns. Another window is shown."
+                problems.append(Problem("zoom", state.zoom, reason))
+        return problems
 
     def _banners(self) -> list[Banner]:
-        """Return the banners about the store: damaged segments, and segments committed since it was opened."""
+        """Return the banners about the store: deleted, damaged segments, segments committed since it was opened."""
+        folder = self.data.store.source.folder
+        if folder is not None and not folder.is_dir():
+            text = (
+                f"The folder of {self.data.name} was deleted or moved. Numbers that were read before are still shown; "
+                "everything else fails. Put the folder back and load the page again."
+            )
+            return [{"kind": "deleted", "text": text}]
         banners: list[Banner] = [
             {
                 "kind": "damaged",
@@ -251,6 +292,7 @@ class Session:
         """Show a banner if new segments were committed. An empty store is reloaded at once."""
         stores = self.data.served_with
         n_new = stores.new_segments(self.data) if stores else 0
+        self._fill_notice()  # the folder may be gone, or back
         if n_new and not self.data.n_examples:
             self.refresh_store()
         elif n_new != self._new_segments:
@@ -264,7 +306,7 @@ class Session:
         self.router.frame = {**self.router.frame, "reload": True}
 
     def bookmark(self, message: dict[str, Any]) -> None:
-        """Save a star or a note of the head that the message names, by default of the chosen head."""
+        """Save a star or a note of the shown example, or of the head that the message names (by default the chosen one)."""
         bookmarks, state = self.data.bookmarks, self.state
         if bookmarks is None or not bookmarks.is_writable:
             reason = "the bookmarks cannot be written. Start the viewer with --bookmarks PATH."
@@ -273,7 +315,11 @@ class Session:
         site, star, note = self.data.site(state.site), message.get("star"), message.get("note")
         name = _HEAD.fullmatch(str(message.get("head", f"{state.layer}.{state.head}")))
         try:
-            if name and isinstance(star, bool | None) and isinstance(note, str | None):
+            if not isinstance(star, bool | None) or not isinstance(note, str | None):
+                return
+            if message.get("example"):
+                bookmarks.update_example(self.data.example(state.example).id, star=star, note=note)
+            elif name:
                 layer, head = int(name[1]), int(name[2])
                 head_index(site, layer, head)
                 bookmarks.update(site.name, layer, head, star=star, note=note)
@@ -288,11 +334,15 @@ class Session:
             bookmarks = self.data.bookmarks.all() if self.data.bookmarks else {}
             if bookmarks != self._bookmarks:
                 self._bookmarks = bookmarks
+                self.marks.frame = list_frame(self.data, self.state) if self.data.n_examples else {}
                 for page in self.pages:
                     page.bookmarks_changed()
                 self._fill_bars()
         except HeadAtlasError as error:
             logger.warning("bookmarks: %s", error)
+
+    def _report(self, kind: str, check: Check) -> str:
+        return make_report(self.data, self.state, kind, check)
 
     def _title(self) -> str:
         state = self.state

@@ -17,6 +17,7 @@ from ..data.example_reader import AT_ONCE_BYTES, READ_BYTES, reader_of
 from ..frames.view_frames import TextFrame, text_line
 from ..state.page_table import VIEWS
 from ..theme.token_labels import visible
+from .bookmark_list import example_bookmark
 from .example_view import attention_source
 from .layout import grid, in_cell
 from .page import Page, PageStack
@@ -60,7 +61,8 @@ class ViewsPage(Page):
         self.tabs.frame = self._tabs_frame(visible=False)
 
     def bookmarks_changed(self) -> None:
-        """Do nothing. Bookmarks change on another page; a view draws them when it is shown again."""
+        """Draw the changed bookmark of the example. A view draws those of heads when it is shown again."""
+        self.tabs.frame = self._tabs_frame(visible=self.state.page == "views")
 
     def _tabs_frame(self, *, visible: bool) -> TabsFrame:
         state, site = self.state, self.data.site(self.state.site)
@@ -74,7 +76,8 @@ class ViewsPage(Page):
         views: list[ViewLink] = [
             {"view": row.route, "label": row.label, "query": state.to_query(view=row.route)} for row in VIEWS
         ]
-        return {"view": state.view, "views": views, "steps": steps, "visible": visible}
+        bookmark = example_bookmark(self.data, state.example) if visible else None
+        return {"view": state.view, "views": views, "steps": steps, "visible": visible, "bookmark": bookmark}
 
     def _show_text(self) -> None:
         """Show the text of the example. The parts of a long text are made in a thread."""

@@ -37,6 +37,7 @@ def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]
         of passwords cannot be read.
     """
     import panel as pn
+    from tornado.web import GZipContentEncoding
 
     from .document import make_app
     from .gate import BODY_S, HEADER_S, MAX_BODY, MAX_HEADER, Gate
@@ -83,6 +84,7 @@ def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]
     application = server._tornado
     application.wildcard_router.rules.clear()
     application.add_handlers(".*", routes(application, options, stores))
+    application.add_transform(GZipContentEncoding)
     server._http.request_callback = Gate(application, options, port, n_connections())
     return server, options.url(port)
 

@@ -18,6 +18,26 @@
   const native = Object.assign(load, {addImportMap() {}});
   Object.defineProperty(window, "importShim", {get: () => native, set() {}});
 
+  // Panel's script is a plug-in of a hundred models, most of them widgets that need two more libraries. The pages use two
+  // models. Modules of a plug-in run when they are required, so an entry of our own leaves the others unread. Two base
+  // classes of widgets are named by a module that is used, but nothing is made of them here.
+  const MODELS = ["models/column", "models/reactive_esm"], ENTRY = "headatlas";
+  const widgets = {
+    "models/widgets/widget": (require, module) => { module.exports = {WidgetView: require("models/layouts/layout_dom").LayoutDOMView}; },
+    "models/widgets/markup": (require, module) => { module.exports = {Markup: require("models/layouts/layout_dom").LayoutDOM}; },
+    [ENTRY]: require => require("base").register_models(Object.assign({}, ...MODELS.map(name => require(name)))),
+  };
+  let bokeh;
+  Object.defineProperty(window, "Bokeh", {get: () => bokeh, set(loaded) {
+    bokeh = loaded;
+    if (!loaded.register_plugin) return;
+    const register = loaded.register_plugin;
+    loaded.register_plugin = (modules, entry, aliases, externals) => {
+      try { return register({...modules, ...widgets}, ENTRY, aliases, externals); }
+      catch (error) { addEventListener("DOMContentLoaded", () => show(`The viewer cannot start with this version of Panel (${error.message}). Install the versions that pip chooses for headatlas[viewer].`)); throw error; }
+    };
+  }});
+
   const PING_MS = 1000, SILENCE_MS = 4000, DEAD_MS = 12000;
   let socket = null, asked = 0, closed = false, bar = null, leaving = false;
   addEventListener("pagehide", () => { leaving = true; });
@@ -97,6 +117,7 @@
   };
 
   addEventListener("DOMContentLoaded", () => {
+    if (!bokeh?.set_log_level) return;   // the bar says why
     Bokeh.set_log_level("error");
     Bokeh.embed.embed_items({}, [JSON.parse(document.getElementById("session").textContent)]);
   });

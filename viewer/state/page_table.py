@@ -54,7 +54,10 @@ _DIMENSIONS = frozenset({"dimension_order", "dimension", "measured", "factors"})
 _OTHERS = frozenset({"compare", "pairs", "other_example", "other_head", "other_store"})
 
 VIEWS = (
-    PageRow("head", "Head view", "head_page:HeadViewPage", _LINES, ("left", "right"), "example", picture="head view"),
+    PageRow(
+        "head", "Head view", "head_page:HeadViewPage", _LINES | {"pooling"}, ("left", "right"), "example",
+        picture="head view",
+    ),
     PageRow(
         "model", "Model view", "model_page:ModelViewPage", _LINES | {"arrange", "pattern"}, ("left", "right"), "example",
         picture="model view",

@@ -136,7 +136,9 @@ class ViewState(param.Parameterized):
         default="stored", objects=list(WEIGHTS), doc="as stored, or scaled so that each row adds up to 1"
     )
     layout = param.Selector(default="columns", objects=list(LAYOUTS), doc="layout of the head view's tokens")
-    pooling = param.Selector(default="maximum", objects=list(POOLINGS), doc="pooling of a matrix that is zoomed out")
+    pooling = param.Selector(
+        default="maximum", objects=list(POOLINGS), doc="pooling of a matrix that is zoomed out, and of many heads"
+    )
     scale = param.Selector(default="sqrt", objects=list(SCALES), doc="scale of the matrix's colours")
     zoom = param.String(default="", doc="first row, first column and width of the matrix's window")
     arrange = param.Selector(default="layer", objects=list(ARRANGEMENTS), doc="order of the model view's heads")

@@ -90,8 +90,8 @@ def opened(page: Page, url: str, query: str = "") -> None:
 def click_head(page: Page, layer: int, head: int) -> None:
     canvas = page.locator("canvas[data-cell]").first
     canvas.wait_for()
-    left, top, cell = (float(canvas.get_attribute(f"data-{name}")) for name in ("left", "top", "cell"))
-    canvas.click(position={"x": left + (head + 0.4) * cell, "y": top + (layer + 0.4) * cell})
+    left, top, across, down = (float(canvas.get_attribute(f"data-{n}")) for n in ("left", "top", "across", "down"))
+    canvas.click(position={"x": left + (head + 0.4) * across, "y": top + (layer + 0.4) * down})
 
 
 def wait_query(tab: Page, /, **fields: str) -> None:

@@ -173,3 +173,32 @@ def test_pieces_are_labelled_as_people_read_them(tokens, labels):
     side = read_tokens(tokens)
     assert side["labels"] == labels
     assert not any(mark in piece for piece in side["pieces"] for mark in "Ã½ðŁ")
+
+
+def test_the_arguments_of_bertviz_s_neuron_view_name_the_call_to_use():
+    model, tokenizer = object(), object()
+    calls = (
+        lambda: neuron_view(model, "bert", tokenizer, "The nurse slept.", layer=2, head=5),
+        lambda: neuron_view(model, "bert", tokenizer, "The nurse slept.", None, "dark"),
+        lambda: neuron_view(model=model, model_type="bert", tokenizer=tokenizer, sentence_a="The nurse slept."),
+    )
+    for call in calls:
+        with pytest.raises(ConfigError, match=r"neuron_view\(headatlas\.pipeline\.trace\(model, tokenizer, sentence_a"):
+            call()
+    with pytest.raises(TypeError, match="sentence_c"):
+        neuron_view(model, sentence_c="x")
+
+
+def test_neuron_view_takes_layer_and_head_by_position(store):
+    example = store.examples[9]
+    by_name = neuron_view(example, layer=1, head=2, html_action="return")
+    assert neuron_view(example, 1, 2, html_action="return").data == by_name.data
+
+
+def test_a_model_view_of_270_heads_and_60_tokens_is_a_small_file():
+    maps = random_attention((30, 9, 60, 60), causal=True)
+    view = model_view([layer[None] for layer in maps], [f"w{i}" for i in range(60)], html_action="return")
+    assert len(view.data.encode()) <= 2_000_000
+    part = data_of(view)["parts"][0]
+    assert part["codec"] == "sqrt8"
+    assert part["note"] == "weights within 0.002"
