@@ -42,7 +42,8 @@ class MatrixViewPage(ExampleView):
         self.map, self.keys = Matrix(), KeyList()
         self.map.draw_part = self._figure
         self.picker.give(lines=False, single=True)
-        self._map_id, self._pyramid, self.lists = "", None, Newest()
+        self._pyramid: Pyramid | None = None
+        self._map_id, self.lists = "", Newest()
         self._wanted: list[tuple[int, int, int, Kind]] = []
         """Tiles that the browser waits for."""
         self._is_reading = False
@@ -119,7 +120,7 @@ class MatrixViewPage(ExampleView):
         if pyramid is None:
             raise NotFoundError("there is no map, so there is no figure. Wait until it is read.")
         reader = reader_of(self.data, state.example, state.site)
-        top, left, span = map(float, (part or 0 for part in state.zoom.split(","))) if state.zoom else (0, 0, 1e9)
+        top, left, span = [float(part or 0) for part in state.zoom.split(",")] if state.zoom else [0.0, 0.0, 1e9]
         spans = [
             slice(min(int(start), n - 1), min(n, math.ceil(start + span)))
             for start, n in zip((top, left), pyramid.shape, strict=True)
