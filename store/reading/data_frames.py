@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -156,12 +157,12 @@ def _no_tokens() -> TokenTable:
     return TokenTable(offset, none, none, none, none, np.empty(0, np.uint8), columns, offset, none, none)
 
 
-class ShownAsTable:
+class ShownAsTable(ABC):
     """Base of results that are shown as their table: the first rows as text, or as HTML in a notebook."""
 
+    @abstractmethod
     def table(self) -> pd.DataFrame:
         """Return the result as a table."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         """Return the first rows of the table, and the number of rows that follow."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,17 @@ def tree_table(trees: list[Tree], n_pieces=lambda example, word: 1, special: boo
             "head": Column(np.array([governor for governor, _ in words], np.int32)),
         },
     )
+
+
+CHAIN: Tree = [(-1, "root"), (0, "obj"), (1, "obj"), (2, "obj")]
+
+
+def chain_table(trees: list[Tree]) -> TokenTable:
+    """Make chains of words. The token of the second word is 1 in even examples and 2 in odd ones."""
+    table = tree_table(trees)
+    ids = np.full(len(table), 9, np.int32)
+    ids[table.token_offset[:-1] + 2] = 1 + np.arange(len(trees)) % 2
+    return dataclasses.replace(table, id=ids)
 
 
 def write_trees(

@@ -155,9 +155,11 @@ def pair_scopes(data: DataSource, contrast: Contrast | None) -> list[list[str]]:
         if name in ("pair", "variant") or column.values is None:
             continue
         codes, counts = np.unique(np.asarray(column.data)[rows], return_counts=True)
-        known = [(column.values[code], n) for code, n in zip(codes.tolist(), counts.tolist(), strict=True) if code >= 0]
-        if 1 < len(known) <= MAX_VALUES:
-            scopes += [[f"{name}={value}", f"{visible(f'{name} = {value}')} ({n:,})"] for value, n in known]
+        labels = [
+            (column.values[code], n) for code, n in zip(codes.tolist(), counts.tolist(), strict=True) if code >= 0
+        ]
+        if 1 < len(labels) <= MAX_VALUES:
+            scopes += [[f"{name}={value}", f"{visible(f'{name} = {value}')} ({n:,})"] for value, n in labels]
     return scopes
 
 

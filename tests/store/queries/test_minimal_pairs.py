@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import typer
-from treebank_store import tree_table, write_trees
+from treebank_store import CHAIN, chain_table, tree_table, write_trees
 from typer.testing import CliRunner
 
 from headatlas.store.commands.contrast import app
@@ -15,16 +15,7 @@ from headatlas.store.errors import ConfigError, NotFoundError
 from headatlas.store.queries.minimal_pairs import attention_contrast, contrast, minimal_pairs
 from headatlas.store.queries.pattern_search import search
 
-CHAIN = [(-1, "root"), (0, "obj"), (1, "obj"), (2, "obj")]
 PATTERN = "key.position == query.position - 1 and query.position > 1"
-
-
-def chain_table(trees):
-    """Make chains of words. The token of the second word is 1 in even examples and 2 in odd ones."""
-    table = tree_table(trees)
-    ids = np.full(len(table), 9, np.int32)
-    ids[table.token_offset[:-1] + 2] = 1 + np.arange(len(trees)) % 2
-    return dataclasses.replace(table, id=ids)
 
 
 @pytest.fixture(scope="module")
