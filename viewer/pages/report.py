@@ -12,19 +12,20 @@ from headatlas.store.errors import HeadAtlasError
 from headatlas.store.schema.traces import Site, head_index
 
 from ..components.background import Check
-from ..data.example_reader import Head, Reader, reader_of
+from ..data.example_reader import Head, reader_of
 from ..data.store_data import DataSource
-from ..data.store_facts import facts_frame
-from ..frames.geometry import strongest_edges
+from ..data.store_facts import facts_frame, names_of
+from ..figures.attention_figures import LineChoices, lines_figure
+from ..figures.drawing import COLUMNS_MM
+from ..figures.figure_parts import Caption
+from ..frames.view_frames import cut_tokens, head_name
 from ..state.reader_state import ViewState
-from ..theme.colours import palette
 from ..theme.fonts import FONT
 from ..theme.token_labels import visible
 from .bookmark_list import bookmark_rows
 
 MAX_ENTRIES, MAX_TOKENS, MAX_FIGURE_HEADS = 100, 40, 4
 """Most bookmarks with a section, most tokens of a figure, and most heads of the figure of an example."""
-_ROW, _WIDTH, _TOP = 18, 460, 22
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = (
     f"body {{ font: 15px/1.5 {FONT}; max-width: 760px; margin: 32px auto; padding: 0 16px; color: #171C26 }} "
@@ -105,48 +106,19 @@ def _figure(data: DataSource, site: Site, number: int, heads: list[Head]) -> tup
     """Draw the strongest edges of heads on the first tokens of an example. Returns an SVG picture and its caption."""
     reader = reader_of(data, number, site.name)
     n_queries, n_keys = (min(n, MAX_TOKENS) for n in reader.shape)
-    names = ", ".join(f"{layer}.{head}" for layer, head in heads)
+    names = ", ".join(map(head_name, heads))
     part = f", its first {MAX_TOKENS} tokens" if max(reader.shape) > MAX_TOKENS else ""
     caption = (
         f"Head{'s' if len(heads) > 1 else ''} {names} on example {visible(data.example(number).id)}{part}: lines from each "
         "query (left) to its strongest keys, up to 75 % of the row. Lines of special tokens are left out."
     )
     maps = reader.maps(heads, query=slice(0, n_queries), key=slice(0, n_keys))
-    return _svg(reader, maps), caption
-
-
-def _svg(reader: Reader, maps: np.ndarray) -> str:
-    n_heads, n_queries, n_keys = maps.shape
-    height, colours = _TOP + _ROW * max(n_queries, n_keys) + 6, palette()["light"]["heads"]
-    assert isinstance(colours, list)
-    left, right = 0.32 * _WIDTH, 0.68 * _WIDTH
-    shapes = []
-    for title, x, anchor in (("query", left - 8, "end"), ("key", right + 8, "start")):
-        shapes.append(f'<text x="{x:.0f}" y="13" text-anchor="{anchor}" font-weight="600">{title}</text>')
-    sides = ((reader.queries, n_queries, left - 8, "end"), (reader.keys, n_keys, right + 8, "start"))
-    for tokens, n, x, anchor in sides:
-        for i, label in enumerate(tokens["labels"][:n]):
-            colour, y = "#8B94A4" if tokens["special"][i] else "#171C26", _TOP + _ROW * (i + 0.5) + 4
-            shapes.append(
-                f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="{colour}">{html.escape(label)}</text>'
-            )
-    shown = [~np.asarray(tokens["special"][:n], bool) for tokens, n, _, _ in sides]
-    bend = (right - left) * 0.36
-    for index, attention in enumerate(maps):
-        edges = strongest_edges(attention, query_shown=shown[0], key_shown=shown[1])
-        shift = (index - (n_heads - 1) / 2) * 2
-        for query, key, weight in zip(edges.query_pos, edges.key_pos, edges.weight, strict=True):
-            a, b = (_TOP + _ROW * (position + 0.5) + shift for position in (int(query), int(key)))
-            shapes.append(
-                f'<path d="M{left:.0f} {a:.1f}C{left + bend:.0f} {a:.1f} {right - bend:.0f} {b:.1f} {right:.0f} {b:.1f}" '
-                f'fill="none" stroke="{colours[index]}" stroke-width="{0.8 + 2.6 * weight:.2f}" '
-                f'stroke-opacity="{0.15 + 0.8 * weight:.2f}"><title>{weight:.3f}</title></path>'
-            )
-    style = html.escape(FONT, quote=True)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" '
-        f'font-family="{style}" font-size="12" role="img">{"".join(shapes)}</svg>'
-    )
+    figure = lines_figure(
+        maps, [head_name(head) for head in heads], cut_tokens(reader.queries, 0, n_queries),
+        cut_tokens(reader.keys, 0, n_keys), LineChoices(causal=site.causal),
+        Caption(model=names_of(data)[0], example=visible(data.example(number).id)), COLUMNS_MM["double"],
+    )  # fmt: skip
+    return figure.svg(), caption
 
 
 def _html(title: str, facts: list[str], entries: list[Entry]) -> str:

@@ -87,11 +87,17 @@ def test_examples_and_heads_are_starred_listed_reached_and_reported(page: Page, 
     pictures = re.findall(r"base64,([A-Za-z0-9+/=]+)", documents["md"])
     assert [base64.b64decode(picture).startswith(b"<svg") for picture in pictures] == [True, True]
     # head 0.1 attends to the previous token: each drawn line goes up one row
-    lines = re.findall(
-        r"M\d+ ([\d.]+)C.* ([\d.]+)\" fill", base64.b64decode(pictures[0]).decode().replace("><", ">\n<")
-    )
+    figure = base64.b64decode(pictures[0]).decode()
+    tokens = [
+        float(y) for y in re.findall(r'<text x="[\d.]+" y="([\d.]+)"[^>]* text-anchor="end" fill="#171C26"', figure)
+    ]
+    lines = [
+        (float(a), float(b))
+        for a, b in re.findall(r'M[\d.]+ ([\d.]+)C[\d. ]+ ([\d.]+)(?=M|")', figure)
+        if float(a) < max(tokens)  # below are the lines of the scale
+    ]
     assert lines
-    assert sum(float(a) - float(b) == pytest.approx(18) for a, b in lines) > 0.8 * len(lines)
+    assert sum(a - b == pytest.approx(tokens[1] - tokens[0], abs=0.02) for a, b in lines) > 0.8 * len(lines)
     page.goto("about:blank")
     page.set_content(documents["html"])
     assert page.locator("figure svg path").count() > len(lines)
