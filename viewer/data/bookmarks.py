@@ -6,7 +6,8 @@
 The names of `examples` are ids of examples. A file without them has none.
 
 Each change replaces the whole file by renaming, so no reader sees half a file. A writer locks the file (flock), reads
-it again and changes one star or one note. So several viewers of one file lose nothing, unless they change the same note. The system releases the lock when a process dies. The content of the file is not trusted: its size is
+it again and changes one star or one note. So several viewers of one file lose nothing, unless they change the
+same note. The system releases the lock when a process dies. The content of the file is not trusted: its size is
 limited, and its texts are shown as text.
 """
 

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import json
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,7 @@ class PackedFiles(StaticFileHandler):
         self.finish(await asyncio.to_thread(packed, self.absolute_path, self.modified))
 
 
-@cache
+@lru_cache(maxsize=64)  # more than the pages need; Panel has 107 MB of files, and a stranger may ask for all
 def packed(path: str, modified: object) -> bytes:
     """Return the compressed content of a file that was modified at `modified`."""
     return gzip.compress(Path(path).read_bytes(), mtime=0)
