@@ -28,7 +28,7 @@ quick: lint  ## lint, and the tests of the changes since main without browser te
 	$(PY) -m tools.quick_tests $(ARGS)
 
 test: lint types  ## all checks: lint, types, import contracts, unit, property and browser tests (ARGS: arguments of pytest)
-	@echo "Lint and types passed. The tests take about 20 minutes on two idle cores; ARGS=tests/store/codecs runs only these."
+	@echo "Lint and types passed. The tests take about 16 minutes on two idle cores; ARGS=tests/store/codecs runs only these."
 	$(PY) -m pytest $(JOBS) -m "not slow" $(ARGS)
 
 test-long: lint types  ## all checks with the slow tests and many more examples per property

@@ -85,8 +85,8 @@ def test_memory_begins_with_that_of_the_process():
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_of_the_process_is_measured():
     base_bytes = resident_bytes()
-    block = np.ones(64 << 20, np.uint8)
-    assert resident_bytes() - base_bytes > 48 << 20
+    block = np.ones(256 << 20, np.uint8)  # far more than the system takes back at the same time
+    assert resident_bytes() - base_bytes > 192 << 20
     del block
 
 
