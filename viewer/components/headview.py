@@ -18,11 +18,12 @@ class HeadView(ESMView):
     """
 
     tokens: Any = param.Dict(default={})
-    pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; '': nothing")
+    pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; 'q14k3': an edge; '': nothing")
     share = param.Number(default=0.75, bounds=(0, 1))
     keys = param.Integer(default=8, bounds=(1, 64))
     hide_special = param.Boolean(default=True)
-    renormalise = param.Boolean(default=False, doc="True if the shown weights of each row are scaled to a sum of 1.")
+    renormalised = param.Boolean(default=False, doc="True if the shown weights of each row were scaled to a sum of 1.")
+    high = param.Number(default=0.0, bounds=(0, None), doc="Weight of the widest line; 0: the largest shown weight.")
     layout = param.Selector(default="columns", objects=["columns", "rows"])
     note = param.String(default="", doc="Text beside the title.")
 

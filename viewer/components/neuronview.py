@@ -21,6 +21,7 @@ class NeuronView(ESMView):
     pin = param.String(default="", doc="'q14': query 14 is the shown row")
     order = param.Selector(default="dimension", objects=["dimension", "part", "pairs"])
     hide_special = param.Boolean(default=True)
+    renormalised = param.Boolean(default=False, doc="True if the weights of the shown keys are scaled to a sum of 1.")
 
     frame_types = (MessageFrame, NeuronFrame)
 

@@ -115,7 +115,7 @@ class CompareViewPage(ExampleView):
         data, name = self.data, self.data.store.name
         if kind == "examples":
             number = int(state.other_example) if state.other_example else self._partner(reader)
-            second = reader_of(data, number, reader.site.name)
+            second = reader_of(data, number, reader.site.name, renormalise=reader.renormalise)
             heads, names = (
                 (head, head),
                 tuple(
@@ -168,7 +168,7 @@ class CompareViewPage(ExampleView):
         example = reader.example
         if example.id not in other_data.positions:
             raise NotFoundError(f"{other_data.name} has no example with the id {visible(example.id)}.")
-        other_reader = reader_of(other_data, other_data.number_of(example.id), "")
+        other_reader = reader_of(other_data, other_data.number_of(example.id), "", renormalise=reader.renormalise)
         if other_reader.example.text != example.text:
             raise NotFoundError(f"example {visible(example.id)} of {other_data.name} has a different text.")
         return other_reader
@@ -197,17 +197,20 @@ class CompareViewPage(ExampleView):
         """Fill the components with what was read."""
         assert self._sides is not None
         (a, b), (queries, _), maps = self._sides, compared.alignment, compared.maps
+        high = self._high(maps)
         for view, side, map_, tint, letter in (
             (self.first, a, maps[0], "pos", "A"), (self.second, b, maps[1], "neg", "B"),
         ):  # fmt: skip
-            self._draw(view, side, map_, tint, letter)
+            self._draw(view, side, map_, tint, letter, high)
         row = self._row()
         self.first.pin = "" if row is None else f"q{queries.first[row]}"
         self.second.pin = "" if row is None else f"q{queries.second[row]}"
         self._show_difference(maps, row)
         self._show_changes(reader, maps[0])
 
-    def _draw(self, view: HeadView, side: Side, map_: Float32[np.ndarray, "q k"], tint: str, letter: str) -> None:
+    def _draw(
+        self, view: HeadView, side: Side, map_: Float32[np.ndarray, "q k"], tint: str, letter: str, high: float
+    ) -> None:
         assert self._alignment is not None
         queries, keys = self._alignment
         index = 0 if letter == "A" else 1
@@ -219,13 +222,27 @@ class CompareViewPage(ExampleView):
             number[positions] = np.arange(len(positions))
             row_numbers.append(number.tolist())
         id = f"{side.name} {side.reader.id} {self.state.compare}"
-        view.give(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
+        view.give(
+            share=self.state.share, keys=self.state.keys, hide_special=self.hide_special, high=high,
+            renormalised=side.reader.renormalise,
+        )  # fmt: skip
         view.tokens = sides_frame(side.queries.frame, None if side.reader.same_text else side.keys.frame, id)
         frame = head_frame(map_[None], [side.head], causal=side.reader.site.causal, id=id)
         view.frame = {
             **frame, "title": f"{letter}  {side.name}", "tint": tint, "group": "compare",
             "rows": {"q": row_numbers[0], "k": row_numbers[1]},
         }  # fmt: skip
+
+    def _high(self, maps: tuple[np.ndarray, np.ndarray]) -> float:
+        """Return the largest weight between shown units of both sides: one scale for both pictures."""
+        assert self._sides is not None
+        if not self.hide_special:
+            return 1.0
+        highs = []
+        for side, map_ in zip(self._sides, maps, strict=True):
+            queries, keys = (~np.asarray(units.frame["special"], bool) for units in (side.queries, side.keys))
+            highs.append(float(map_[queries][:, keys].max(initial=0.0)))
+        return max(highs) or 1.0
 
     def _row(self) -> int | None:
         """Return the aligned row of the pinned query of A. None if no query is pinned, or it has no partner in B."""
@@ -238,6 +255,7 @@ class CompareViewPage(ExampleView):
         return int(rows[0]) if len(rows) else None
 
     def _pin(self, index: int, pin: str) -> None:
+        pin = pin[: pin.find("k")] if "k" in pin[1:] else pin  # an edge is shown as its query
         if self._alignment is None or pin == (self.first, self.second)[index].pin == self._pin_of(index):
             return
         if not pin:

@@ -48,7 +48,9 @@ class ModelViewPage(ExampleView):
         head, hide_special = self.heads[0], self.hide_special
         self.maps.give(enlarged=head_name(head), selected=self._selection, hide_special=hide_special)
         is_new = reader.id != self._maps_id
-        is_detail = is_new or bool(changed & {"site", "example", "layer", "head", "specials", "view", "page"})
+        is_detail = is_new or bool(
+            changed & {"site", "example", "layer", "head", "specials", "weights", "view", "page"}
+        )
 
         def work(check: Check) -> tuple[ModelFrame | None, DetailFrame | None]:
             codes = reader.codes(check)  # raises an error for a long text, before anything is read

@@ -12,14 +12,14 @@ from headatlas.store.schema.head_dimensions import rotary_pairs
 
 from ..components.background import Check
 from ..components.neuronview import NeuronView
-from ..data.example_reader import AT_ONCE_BYTES, Reader
+from ..data.example_reader import AT_ONCE_BYTES, Reader, reader_of
 from ..frames.view_frames import NeuronFrame, NeuronRow, message_frame, neuron_frame, sides_frame
-from .example_view import ExampleView
+from .example_view import ExampleView, is_renormalised
 from .layout import two_columns
 
 MAX_BYTES = 32 << 20
 """Largest size of the key vectors of a row that are sent to the browser."""
-_ROW = {"page", "view", "site", "example", "layer", "head", "pin", "specials"}
+_ROW = {"page", "view", "site", "example", "layer", "head", "pin", "specials", "weights"}
 
 
 class NeuronViewPage(ExampleView):
@@ -33,6 +33,11 @@ class NeuronViewPage(ExampleView):
         self._tokens_of = ""
         self.vectors.document = partial(self.document, "neuron")
         return two_columns(self.picker, self.vectors)
+
+    @property
+    def reader(self) -> Reader:
+        """The reader of the chosen example with weights as stored: the browser scales those that it shows."""
+        return reader_of(self.data, self.state.example, self.state.site)
 
     def _pin(self, event: Any) -> None:
         if event.new != self.state.pin:
@@ -87,7 +92,9 @@ class NeuronViewPage(ExampleView):
 
         def done(frame: NeuronFrame) -> None:
             self.vectors.frame = frame
-            self.vectors.give(pin=self.state.pin, hide_special=self.hide_special)
+            self.vectors.give(
+                pin=self.state.pin, hide_special=self.hide_special, renormalised=is_renormalised(self.state)
+            )
 
         if changed & _ROW or not self.vectors.frame:
             key = reader.id, head, query_pos
