@@ -36,6 +36,7 @@ class Role:
     statistic: str = ""
     is_one_text: bool = True
     """True if the role needs a site within one text."""
+    is_sink: bool = False
 
     @property
     def pattern(self) -> LibraryPattern:
@@ -56,8 +57,8 @@ ROLES: tuple[Role, ...] = (
     Role("modifier_of", "habit"),
     Role("to_modifier", "habit"),
     Role("local", "uniform"),
-    Role("first_token", "uniform", "first", is_one_text=False),
-    Role("special_token", "uniform", "special", is_one_text=False),
+    Role("first_token", "uniform", "first", is_one_text=False, is_sink=True),
+    Role("special_token", "uniform", "special", is_one_text=False, is_sink=True),
 )
 """The table of roles, the most specific first. Sinks are the last two: the first token, and special tokens."""
 

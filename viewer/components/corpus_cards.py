@@ -7,6 +7,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 import param
 
+from ..data.role_answers import RolesFrame
 from ..data.store_facts import FactsFrame
 from .card import Card, HeadBookmarks, Patch
 
@@ -43,6 +44,8 @@ class HeadMapFrame(TypedDict):
     others: list[HeadStatistic]
     small: bool
     bookmarks: NotRequired[HeadBookmarks]
+    roles: NotRequired[dict[str, int]]
+    """Main role of each head that has one: the index of its colour, -1 for sinks."""
     also: NotRequired[list[str]]
     """Further selected heads."""
     stores: NotRequired[list[str]]
@@ -62,6 +65,14 @@ class HeadMap(Card):
     frame_types = (HeadMapFrame,)
 
     _esm = _bundle = "headmap.js"
+
+
+class Roles(Card):
+    """List of the roles that heads have. A click colours the map by the role and selects its best head."""
+
+    frame_types = (RolesFrame,)
+
+    _esm = _bundle = "roles.js"
 
 
 class Axis(TypedDict):

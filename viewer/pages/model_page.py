@@ -97,7 +97,7 @@ class ModelViewPage(ExampleView):
         if state.arrange == "weight" and picker_frame:
             ranking = {"scores": picker_frame["values"].ravel(), "title": picker_frame["title"]}
         elif state.arrange == "search" and state.pattern:
-            mass = mass_or_search(self.data, state, self.searches, self._rank)
+            mass = mass_or_search(self.data, state.pattern, state.site, self.searches, self._rank)
             if mass is not None:
                 ranking = {"scores": np.nan_to_num(mass.values).ravel(), "title": f"mass of {state.pattern[:40]}"}
         self.maps.give(arrange=state.arrange, searched=bool(state.pattern), ranking=ranking)

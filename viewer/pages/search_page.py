@@ -220,7 +220,7 @@ class SearchPage(Page):
 
 def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, busy: bool) -> PatternFrame:
     """Build the frame of the pattern box: the expression, the library and the mistake."""
-    library = data.library
+    library = data.library(state.site)
     library_name = next((name for name, item in library.items() if state.pattern in (name, item.expression)), "")
     description = library[library_name].description if library_name else fields_text(data, state.site)
     mistake: Mistake | None = None
@@ -304,9 +304,8 @@ def waiting_frame(
             ],
             "code": visible(state.pattern),
         }
-    patch = (
-        {"page": "search", "pattern": data.library[START].expression} if START in data.library else {"page": "search"}
-    )
+    library = data.library(state.site)
+    patch = {"page": "search", "pattern": library[START].expression} if START in library else {"page": "search"}
     return {
         "kind": "no-search",
         "title": "Search for heads",

@@ -144,8 +144,9 @@ class Session:
             )
         elif text in self.data.positions:
             self.go({"page": "views", "example": self.data.number_of(text)})
-        elif looks_like_pattern(text) or text in self.data.library:
-            self.receive({"run": self.data.library[text].expression if text in self.data.library else text})
+        elif looks_like_pattern(text) or text in self.data.library(self.state.site):
+            library = self.data.library(self.state.site)
+            self.receive({"run": library[text].expression if text in library else text})
         else:
             self.go({"page": "examples", "text": text, "row": 0})
 
