@@ -12,6 +12,7 @@ class NamedPattern(TypedDict):
     """Pattern of the library."""
 
     name: str
+    label: str
     expression: str
     description: str
 
@@ -31,6 +32,8 @@ class DrawnArcs(TypedDict):
     id: str
     queries: list[str]
     keys: list[str] | None
+    dim: list[list[int]]
+    """Queries and keys that the switch for special tokens hides."""
     arcs: list[list[int]]
     guesses: list[list[Any]]
     """[expression, number of matches]."""
@@ -132,6 +135,8 @@ class QuotedExample(QuotedEdge):
     score: float
     weight: float
     rank: int
+    count: int
+    """Number of examples with this quote."""
     query: str
     patch: Patch
 

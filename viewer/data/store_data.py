@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int64
 from headatlas.store.errors import NotFoundError
 from headatlas.store.files.byte_cache import ByteCache
 from headatlas.store.patterns import LibraryPattern, Pattern, Vocabulary
+from headatlas.store.patterns.segment_matcher import segment_matcher
 from headatlas.store.queries.pattern_search import ExampleHit, SearchProgress, SearchResult
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.reading.example import Example
@@ -381,17 +382,43 @@ class DataSource:
 
     def hits_of(
         self, result: SearchResult, layer: int, head: int, sample: str = "strongest", n: int = MAX_HITS,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None, *, prefer_plain: bool = True,
     ) -> list[ExampleHit]:  # fmt: skip
-        """Return at most `n` examples of one head from a (partial) result. `sample` is as in `sample_ranking`."""
+        """Return at most `n` examples of one head from a (partial) result. `sample` is as in `sample_ranking`.
+
+        `prefer_plain` is as in `SearchResult.hits`.
+        """
         key = ("hits", result.site.name, result.pattern.expression, result.n_examples_searched, layer, head, sample, n)
+        key += (prefer_plain,)
         return self._cache.get(
             key,
             lambda: result.hits(
                 layer, head, sample_ranking(result.ranked_examples(layer, head), sample, n),
-                max_pairs=MAX_HIT_PAIRS, check=check,
+                max_pairs=MAX_HIT_PAIRS, prefer_plain=prefer_plain, check=check,
             ),
         )  # fmt: skip
+
+    def matches(
+        self, expression: str, site: str, number: int
+    ) -> tuple[Int64[np.ndarray, "match"], Int64[np.ndarray, "match"]]:
+        """Return the query and key positions of the pairs of one example that match a pattern.
+
+        Raises
+        ------
+        PatternError
+            The expression has a mistake.
+        """
+        site_, pattern, vocabulary = self.site(site), Pattern.parse(expression), self.vocabulary(site)
+        pattern.check(vocabulary)
+
+        def read() -> tuple[np.ndarray, np.ndarray]:
+            segment = self.store.segment_of(number)
+            row = number - segment.first_example
+            matcher = segment_matcher(segment, site_, pattern, vocabulary, row, words=False)
+            found = matcher.example(0)
+            return matcher.evaluator.query.position[found.query], matcher.evaluator.key.position[found.key]
+
+        return self._cache.get(("matches", site_.name, expression, number), read)
 
     def search_scores(self, expression: str, site: str, layer: int, head: int) -> Float32[np.ndarray, "example"]:
         """Return the mass of one head on every example, by position. NaN for examples without a match."""

@@ -95,6 +95,10 @@ class HeadFrame(TypedDict):
     n_keys: int
     part: NotRequired[str]
     """Name of the sentence range that is shown."""
+    pattern: NotRequired[str]
+    """Pattern whose edges stand out."""
+    matches: NotRequired[dict[str, np.ndarray]]
+    """Shown pairs that match it: int32 `query` and `key`, counted from the start of the window."""
     title: NotRequired[str]
     tint: NotRequired[str]
     """``"pos"`` or ``"neg"``: colour of a compared view."""

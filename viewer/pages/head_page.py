@@ -13,7 +13,7 @@ import numpy as np
 import panel as pn
 from jaxtyping import Float32
 
-from headatlas.store.errors import NotFoundError
+from headatlas.store.errors import NotFoundError, PatternError
 
 from ..components.background import Check
 from ..components.headview import HeadView
@@ -24,10 +24,11 @@ from ..frames.geometry import MAX_WINDOW, window
 from ..frames.picture_units import UnitKind, Units, merged
 from ..frames.view_frames import Head, HeadFrame, head_frame, head_name, message_frame, sides_frame
 from ..frames.whole_example import SentenceRange, sentence_ranges
+from ..theme.token_labels import visible
 from .example_view import ExampleView, is_renormalised
 from .layout import three_columns
 
-_MAPS = {"site", "example", "layer", "head", "heads", "unit", "segments", "weights"}
+_MAPS = {"site", "example", "layer", "head", "heads", "unit", "segments", "weights", "pattern"}
 _LISTED = {"pin", "specials", "page", "view"}
 MAX_DRAWN = 8 << 20
 """Most weights of all heads together that are drawn. A long text shows fewer heads than chosen."""
@@ -53,6 +54,7 @@ class HeadViewPage(ExampleView):
         self.lines.param.watch(self._pin_unit, "pin")
         self.keys.param.watch(self._pin_unit, "pin")
         self.listen(self.keys)
+        self.listen(self.lines)
         return three_columns(self.picker, self.lines, self.keys)
 
     @property
@@ -76,6 +78,12 @@ class HeadViewPage(ExampleView):
         if all(unit < len(first[side]) for side, unit in ends):
             pin = "".join(f"{side}{first[side][unit]}" for side, unit in ends)
         self.change(pin=pin)
+
+    def on_message(self, message: dict[str, Any]) -> None:
+        """Handle a message: of a side panel, or ``{"pattern": ""}`` of the lines, which lets no pattern stand out."""
+        if message.get("pattern") == "":
+            self.change(pattern="")
+        super().on_message(message)
 
     def _unit_pin(self) -> str:
         """Return the pin of the state, counted in units."""
@@ -114,11 +122,13 @@ class HeadViewPage(ExampleView):
         if not is_new and not changed & _LISTED:
             return
         (pin, partner), hide_special = parse_pin(self._unit_pin()), self.hide_special
-        read_key = (key, heads, pin, partner, hide_special)
+        read_key = (key, heads, pin, partner, hide_special, state.pattern)
 
         def work(check: Check) -> tuple[HeadFrame | None, KeyWeights]:
             maps = _part_maps(reader, heads, part, check)
             frame = _lines_frame(reader, heads, maps, part, spans, id_, sentence_range["name"]) if is_new else None
+            if frame is not None and state.pattern:
+                frame |= self._matches(state.pattern, units, spans)
             return frame, key_weights(
                 reader, heads, maps, part, pin, read_key, hide_special=hide_special, check=check, partner=partner
             )  # fmt: skip
@@ -187,6 +197,24 @@ class HeadViewPage(ExampleView):
             part = window(stop - start, None if center is None else min(max(center, start), stop - 1) - start)
             spans.append(slice(start + part.start, start + part.stop))
         return spans[0], spans[1]
+
+    def _matches(self, pattern: str, units: tuple[Units, Units], spans: tuple[slice, slice]) -> HeadFrame:
+        """Return the entries of the frame that mark the edges of a pattern. Empty if the pattern has a mistake."""
+        data, state = self.data, self.state
+        try:
+            tokens = data.matches(pattern, state.site, state.example)
+        except PatternError:
+            return {}  # type: ignore[return-value]
+        ends = [side.of_token[positions] for side, positions in zip(units, tokens, strict=True)]
+        is_shown = np.logical_and.reduce(
+            [(end >= span.start) & (end < span.stop) for end, span in zip(ends, spans, strict=True)]
+        )
+        pairs = np.unique(np.stack([end[is_shown] - span.start for end, span in zip(ends, spans, strict=True)]), axis=1)
+        library = data.library(state.site)
+        name = next((item.label for item in library.values() if pattern in (item.name, item.expression)), pattern)
+        return {
+            "pattern": visible(name), "matches": {"query": pairs[0].astype(np.int32), "key": pairs[1].astype(np.int32)},
+        }  # type: ignore[return-value]  # fmt: skip
 
     def _note(self, reader: Reader, unit: UnitKind) -> str:
         notes = [] if unit == "token" else [f"between {unit}s"]
