@@ -6,7 +6,7 @@ import { el, fit } from "../_js/dom.js";
 export const ARCS_CSS = `
 .draw { position: relative; overflow: auto; max-height: 34vh; padding-top: 30px; line-height: 40px } .draw canvas { position: absolute; left: 0; top: 0; pointer-events: none } .draw .w { display: inline-block; line-height: 20px; vertical-align: bottom; padding: 1px 5px; margin: 0 1px; border: 0; border-radius: 3px; background: var(--surface-2); font-size: 12.5px !important; unicode-bidi: isolate }
 .draw .w:hover { background: var(--surface-3) } .draw .w.from { box-shadow: inset 0 0 0 1.5px var(--accent) } .draw .keys { margin-top: 14px; display: block } .draw .side { color: var(--ink-3); font-size: 11px; margin-right: 6px } .draw .w.hid { color: var(--ink-3) }
-.means { display: flex; gap: 6px; flex-wrap: wrap; align-items: center; font-size: 12px; min-height: 26px; overflow: auto; max-height: 52px }
+.means { display: flex; gap: 6px; flex-wrap: wrap; align-items: center; font-size: 12px; min-height: 26px; overflow: auto; max-height: 64px }
 `;
 
 export function arcEditor(ui, send) {

@@ -69,8 +69,11 @@ class KeyWeights:
 
     @property
     def pin_text(self) -> str:
-        """Pin of the list, counted in units."""
-        return "" if self.pin is None else f"{self.pin.side}{self.pin.position}"
+        """Pin of the list, counted in units: a token, or an edge."""
+        if self.pin is None:
+            return ""
+        other = "" if self.pin.partner is None else f"{'k' if self.pin.side == 'q' else 'q'}{self.pin.partner}"
+        return f"{self.pin.side}{self.pin.position}{other}"
 
     def frame(self, all_heads: Float32[np.ndarray, "layer head other"] | None, hide_special: bool) -> Any:
         """Return the frame of the list."""

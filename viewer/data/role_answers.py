@@ -145,12 +145,12 @@ def roles_frame(data: DataSource, state: ViewState, answers: Answers, *, is_busy
             patch = {**shown, "layer": best[0], "head": best[1]}
             is_on = all(getattr(state, name) == value for name, value in shown.items())
             heads = [f"{layer}.{head}" for layer, head in answer.ranked()]
-            row |= {
+            row.update({
                 "n": len(heads), "heads": heads[:6],
                 "best": f"{best[0]}.{best[1]}", "mass": float(answer.mass[index]),
                 "expected": float(np.nan_to_num(answer.evidence.heads["expected"].to_numpy()[index])), "on": is_on,
                 "patch": patch, "query": state.to_query(**patch),
-            }  # fmt: skip
+            })  # fmt: skip
         rows.append(row)
     reasons = {reason for reason in answers.values() if isinstance(reason, str)}
     note = "" if rows or is_busy else f"No role can be found: {'; '.join(sorted(reasons))}."

@@ -26,7 +26,7 @@ def strongest_edge(
     edges, or if the example has more than `MAX_PAIRS` pairs and the store keeps no edges.
     """
     keep = example.segment.spec.keep
-    special = tuple(example.tokens(name).special.copy() for name in (site.query_sequence, site.key_sequence))
+    special = example.tokens(site.query_sequence).special.copy(), example.tokens(site.key_sequence).special.copy()
     if site.causal:
         special[0][:1] = special[1][:1] = True
     is_short = len(special[0]) * len(special[1]) <= MAX_PAIRS

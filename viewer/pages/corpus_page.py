@@ -84,7 +84,7 @@ class CorpusPage(Page):
         self.map.selected = f"{state.layer}.{state.head}"
         self.scatter.selected = ",".join(f"{layer}.{head}" for layer, head in state.heads_shown)
         second_frame = second_map_frame(self.data, state, values)
-        map_key = (state.site, values.name, state.pattern, state.heads, state.other_store, len(self.roles.answers))
+        map_key = (state.site, values.name, state.pattern, state.heads, state.other_store, f"{len(self.roles.answers)}")
         if map_key != self._map_key:
             self.map.frame = map_frame(
                 values,
