@@ -193,7 +193,7 @@ class SearchResult:
                 max_pairs,
                 prefer_plain,
                 check,
-            )  # fmt: skip
+            )
             for number in examples.tolist()
         ]
 

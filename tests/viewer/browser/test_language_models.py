@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 ROWS = [f"The nurse told the patient that {name} met the nurse and told the patient ." for name in "abcdefghijkl"] * 4
+MATRIX_END = "[data-picture='matrix'] .legend [data-high]"
+"""Upper end of the matrix's scale."""
 HIDE, RENORMALISE = "[data-control='hide_special']", "[data-control='weights']"
 
 
@@ -70,7 +72,7 @@ def test_the_switch_hides_the_first_token_in_every_view(page, url, path):
     high = page.locator("[data-count]").first
     wait_for(page, lambda: abs(float(high.get_attribute("data-high")) - shown) < 0.01)
     assert shown < 0.99 < attention[:, 0].max()  # the first token does not set the scale
-    for view, selector in (("model", ".count[data-high]"), ("matrix", ".legend [data-high]")):
+    for view, selector in (("model", ".count[data-high]"), ("matrix", MATRIX_END)):
         page.locator(f"[data-view='{view}']").click()
         number = page.locator(selector).first
         number.wait_for()
@@ -78,7 +80,7 @@ def test_the_switch_hides_the_first_token_in_every_view(page, url, path):
         assert page.locator(f"{HIDE} >> visible=true").is_checked()
     page.locator(f"{HIDE} >> visible=true").uncheck()
     wait_query(page, specials="show")
-    wait_for(page, lambda: float(page.locator(".legend [data-high]").get_attribute("data-high")) == 1)
+    wait_for(page, lambda: float(page.locator(MATRIX_END).get_attribute("data-high")) == 1)
 
 
 def test_rows_are_renormalised_by_a_switch_of_its_own(page, url, path):
@@ -112,7 +114,6 @@ def test_the_grid_shows_the_weight_of_the_pinned_edge(page, url, path):
     row.click()
     wait_query(page, pin=f"q5k{key}")
     wait_for(page, lambda: is_edge(key))
-    page.get_by_text(" → ").first.wait_for()
 
 
 def test_the_first_page_names_the_roles(page, url):
