@@ -9,6 +9,7 @@ keys takes kilobytes, a column or a map takes all rows. Results are cached for a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -178,9 +179,14 @@ class Reader:
         """
         if not self.renormalise:
             return self.example.tile(layer, heads, self.site.name, query=query, key=key)
-        shown = self.example.tile(layer, heads, self.site.name, query=query) * ~self.hidden["k"]
-        total = shown.sum(axis=-1, keepdims=True)
-        return np.divide(shown, total, out=np.zeros_like(shown), where=total > 0)[..., key]
+        return renormalised(self.example.tile(layer, heads, self.site.name, query=query), self.hidden["k"])[..., key]
+
+    @property
+    def as_stored(self) -> Reader:
+        """The reader of the same example that does not renormalise."""
+        reader = copy(self)
+        reader.renormalise, reader._key = False, (*self._key[:2], False)
+        return reader
 
     def visible_keys(self, layer: int, query_pos: int) -> Bool[np.ndarray, "key_pos"]:
         """Return True for each key that a query sees in a layer."""
@@ -372,6 +378,15 @@ class Reader:
         query = read_vectors(segment, site, "query", layer, heads, query_row).values[0, 0]
         logsumexp = read_heads(segment, f"{site.name}/logsumexp", layer, heads, query_row)
         return query, read_vectors(segment, site, "key", layer, kv_heads, keys).values[0], float(logsumexp[0, 0])
+
+
+def renormalised(
+    maps: Float32[np.ndarray, "*maps query key"], hidden: Bool[np.ndarray, "key"]
+) -> Float32[np.ndarray, "*maps query key"]:
+    """Set the weights of hidden keys to 0 and scale the others so that each row adds up to 1. Rows of 0 stay 0."""
+    shown = maps * ~hidden
+    total = shown.sum(axis=-1, keepdims=True)
+    return np.divide(shown, total, out=np.zeros_like(shown), where=total > 0)
 
 
 _CACHES: WeakKeyDictionary[Any, ByteCache] = WeakKeyDictionary()

@@ -16,6 +16,7 @@ import numpy as np
 
 from headatlas.store.errors import PatternError
 from headatlas.store.patterns import LibraryPattern, Pattern
+from headatlas.store.patterns.tree import Constant
 
 from ..data.store_data import DataSource
 from ..state.reader_state import ViewState
@@ -83,10 +84,9 @@ def is_expression(text: str, library: dict[str, LibraryPattern]) -> bool:
     if text in library or re.search(r"\b(query|key|example)\s*[.\[]|[=!<>]=|\bnot\b.*\bin\b", text):
         return True
     try:
-        Pattern.parse(text)
+        return not isinstance(Pattern.parse(text).node, Constant)  # a quoted text or a number is a token
     except PatternError:
         return False
-    return True
 
 
 def _stems(text: str) -> list[str]:

@@ -18,7 +18,7 @@ from headatlas.store.errors import NotFoundError, PatternError
 from ..components.background import Check
 from ..components.headview import HeadView
 from ..components.keylist import KeyList
-from ..data.example_reader import AT_ONCE_BYTES, Reader
+from ..data.example_reader import AT_ONCE_BYTES, Reader, renormalised
 from ..data.key_weights import KeyWeights, Part, key_weights
 from ..frames.geometry import MAX_WINDOW, window
 from ..frames.picture_units import UnitKind, Units, merged
@@ -266,11 +266,15 @@ def units_within(side: Units, units: slice, center: int | None) -> slice:
 def _part_maps(
     reader: Reader, heads: list[Head], part: Part, check: Check
 ) -> Float32[np.ndarray, "n_heads query_unit key_unit"]:
-    """Read the part of the maps, between units."""
+    """Read the part of the maps, between units. Rows of words and sentences are renormalised after merging."""
+    is_scaled = reader.renormalise and not all(side.are_tokens for side in part.units)
+    source = reader.as_stored if is_scaled else reader
     if part.is_whole:
-        return merged(reader.maps(heads, check), *part.units)
-    (queries, rows), (keys, columns) = (side.part(span) for side, span in zip(part.units, part.spans, strict=True))
-    return merged(reader.maps(heads, check, query=rows, key=columns), queries, keys)
+        maps = merged(source.maps(heads, check), *part.units)
+    else:
+        (queries, rows), (keys, columns) = (side.part(span) for side, span in zip(part.units, part.spans, strict=True))
+        maps = merged(source.maps(heads, check, query=rows, key=columns), queries, keys)
+    return renormalised(maps, np.asarray(part.units[1].frame["special"], bool)[part.spans[1]]) if is_scaled else maps
 
 
 def _lines_frame(
