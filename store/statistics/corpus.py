@@ -82,7 +82,11 @@ def summary_frame(
     for quantile in summary["quantile"].to_numpy():
         columns[f"q{round(100 * quantile):02d}"] = selected["quantile_value"].sel(quantile=quantile).to_numpy().ravel()
     table = pd.DataFrame(
-        {**columns, "examples": selected["examples"].to_numpy().ravel(), "rows": np.repeat(selected["rows"].to_numpy(), n_heads)}
+        {
+            **columns,
+            "examples": selected["examples"].to_numpy().ravel(),
+            "rows": np.repeat(selected["rows"].to_numpy(), n_heads),
+        }
     )
     return table.sort_values("mean", ascending=False, kind="stable", na_position="last", ignore_index=True)
 
