@@ -169,7 +169,8 @@ def neuron_view(
             f"neuron_view takes an example, not {type(example).__name__}: attention alone does not hold queries and keys. "
             "Pass an example of a store, open_store(path).examples[0], or headatlas.pipeline.trace(model, tokenizer, text)."
         )
-    layer, head = (*arguments, *(layer, head)[len(arguments) :])
+    layer = arguments[0] if arguments else layer
+    head = arguments[1] if len(arguments) > 1 else head
     first_site = _sites(example, site)[0]
     parts = [neuron_part(example, first_site, layer_numbers(include_layers, first_site.layers))]
     selected = _head_names(parts[0], layer, [head])

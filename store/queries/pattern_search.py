@@ -97,7 +97,7 @@ class SearchResult(ShownAsTable):
         # without intervals and nulls, which take seconds
         table = self.heads.to_dataframe(dim_order=["layer", "head"]).reset_index()
         names = ["layer", "head", *map(str, self.heads.data_vars)]
-        return table[names].sort_values("mass", ascending=False, kind="stable")
+        return table.sort_values("mass", ascending=False, kind="stable").reindex(columns=names)
 
     @property
     def rows(self) -> int:

@@ -30,7 +30,7 @@ def render(svg: str, format: Format, dpi: int = DPI) -> bytes:
     if format == "svg":
         return svg.encode("utf-8")
     try:
-        import typst  # type: ignore[import-not-found]
+        import typst
     except ImportError:
         raise MissingExtraError(
             f"{format.upper()} needs typst: pip install 'headatlas[figures]'. SVG needs no further package."
@@ -39,5 +39,4 @@ def render(svg: str, format: Format, dpi: int = DPI) -> bytes:
         (Path(folder) / "figure.svg").write_text(svg, "utf-8")
         document = Path(folder) / "figure.typ"
         document.write_text(_DOCUMENT, "utf-8")
-        options = {"ppi": float(dpi)} if format == "png" else {}
-        return typst.compile(document, root=folder, format=format, **options)
+        return typst.compile(document, root=Path(folder), format=format, ppi=float(dpi))

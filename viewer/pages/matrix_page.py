@@ -14,7 +14,7 @@ from headatlas.store.errors import HeadAtlasError, NotFoundError
 from ..components.background import Check, Newest, background
 from ..components.keylist import KeyList
 from ..components.matrix import Matrix
-from ..data.example_reader import AT_ONCE_BYTES, Reader, reader_of
+from ..data.example_reader import AT_ONCE_BYTES, Reader
 from ..data.key_weights import KeyWeights, Part, key_weights
 from ..data.map_pyramid import PICTURE_TOKENS, Kind, Pyramid, TileFrame, matrix_frame, pool_blocks
 from ..figures.attention_figures import MapChoices, map_figure
@@ -42,7 +42,8 @@ class MatrixViewPage(ExampleView):
         self.map, self.keys = Matrix(), KeyList()
         self.map.draw_part = self._figure
         self.picker.give(lines=False, single=True)
-        self._map_id, self._pyramid, self.lists = "", None, Newest()
+        self._pyramid: Pyramid | None = None
+        self._map_id, self.lists = "", Newest()
         self._wanted: list[tuple[int, int, int, Kind]] = []
         """Tiles that the browser waits for."""
         self._is_reading = False
@@ -124,8 +125,8 @@ class MatrixViewPage(ExampleView):
         pyramid, state = self._pyramid, self.state
         if pyramid is None:
             raise NotFoundError("there is no map, so there is no figure. Wait until it is read.")
-        reader = reader_of(self.data, state.example, state.site)
-        top, left, span = map(float, (part or 0 for part in state.zoom.split(","))) if state.zoom else (0, 0, 1e9)
+        reader = self.reader
+        top, left, span = [float(part or 0) for part in state.zoom.split(",")] if state.zoom else [0.0, 0.0, 1e9]
         spans = [
             slice(min(int(start), n - 1), min(n, math.ceil(start + span)))
             for start, n in zip((top, left), pyramid.shape, strict=True)
