@@ -12,7 +12,8 @@ from typing import Protocol
 from ..codecs.array_layout import SegmentArray
 from ..errors import ConfigError
 from ..files.containers.container import SegmentListing
-from ..files.hashed_files import check_hashes, fsync_folder, read_small
+from ..files.containers.segment_files import check_hashes
+from ..files.hashed_files import fsync_folder, read_small
 from ..files.manifest import SegmentEntry
 from ..files.overlays import Overlay, OverlayEntry, overlay_folder, statistic_overlay
 from ..reading.committed_segment import CommittedSegment
@@ -77,7 +78,7 @@ def write_overlays(
                 path=overlay_folder(entry.index, sha256),
                 bytes=len(document),
                 sha256=sha256,
-                data_bytes=sum(item.bytes for item in listing.objects),
+                data_bytes=listing.data_bytes,
             )
         )
     return tuple(entries)
@@ -87,7 +88,7 @@ def _is_same_overlay(target: Path, document: bytes, listing: SegmentListing) -> 
     """True if the existing overlay is byte for byte the same, else None."""
     if read_small(target / "segment.json", "segment.json", LISTING_MAX_BYTES) != document:
         return None
-    check_hashes(target, listing.objects)
+    check_hashes(target, listing)
     return True
 
 

@@ -24,12 +24,13 @@ from ..codecs.array_layout import SegmentArray
 from ..errors import ConfigError, located
 from ..files.containers.container import ArrayEntry, SegmentListing
 from ..files.containers.formats import container_of
+from ..files.containers.segment_files import check_hashes, copy_files
 from ..files.containers.task_pool import TaskPool
-from ..files.hashed_files import check_hashes, read_small
+from ..files.hashed_files import read_small
 from ..files.leases import create_folders, dead_folders, private_folder
 from ..files.locations import local_folder
 from ..files.manifest import Dropped, Manifest, SegmentEntry, Skipped, manifest_numbers, now, publish, segment_path
-from ..files.object_source import LocalSource, copy_objects
+from ..files.object_source import LocalSource
 from ..reading.committed_segment import CommittedSegment
 from ..reading.listed_arrays import LISTING_MAX_BYTES
 from ..schema.corpus_parts import CorpusPart
@@ -224,7 +225,7 @@ class StoreWriter:
         draft = private / "segment"
         draft.mkdir()
         with TaskPool(self._threads, thread_name_prefix="headatlas-encode") as pool:
-            objects = self._container.write(draft, contents, pool)
+            files = self._container.write(draft, contents, pool)
         self.on_step("arrays-written")
         return SegmentListing(
             format_version=FORMAT_VERSION,
@@ -234,7 +235,8 @@ class StoreWriter:
             n_examples=n_examples,
             n_tokens=n_tokens,
             arrays=tuple(ArrayEntry.of(item.layout) for item in contents.values()),
-            objects=tuple(sorted(objects, key=lambda item: item.path)),
+            objects=tuple(sorted(files.objects, key=lambda item: item.path)),
+            archive=files.archive,
         )
 
     def _finish(self, private: Path, listing: SegmentListing, *, is_replacement: bool = False) -> SegmentEntry:
@@ -261,7 +263,7 @@ class StoreWriter:
             if index in self.committed:
                 return self._entry(index)
             with private_folder(self.path) as private:
-                copy_objects(segment.source, segment.entry.path, private / "segment", listing.objects)
+                copy_files(segment.source, segment.entry.path, private / "segment", listing)
                 self.on_step("arrays-written")
                 return self._commit(self._finish(private, listing), tuple(skipped), private)
 
@@ -355,7 +357,7 @@ class StoreWriter:
         names = ("index", "first_example", "n_examples", "n_tokens")
         if any(getattr(existing, name) != getattr(entry, name) for name in names):
             return None
-        check_hashes(folder, SegmentListing.from_bytes(document).objects)
+        check_hashes(folder, SegmentListing.from_bytes(document))
         _ = CommittedSegment(LocalSource(self.path), existing, self.manifest.spec).layouts
         return existing
 
@@ -392,5 +394,5 @@ def _entry_of(listing: SegmentListing, document: bytes, *, is_replacement: bool 
         n_tokens=listing.n_tokens,
         bytes=len(document),
         sha256=sha256,
-        data_bytes=sum(item.bytes for item in listing.objects),
+        data_bytes=listing.data_bytes,
     )

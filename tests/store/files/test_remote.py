@@ -17,7 +17,9 @@ import hdf5plugin  # noqa: F401  registers zstd
 import numpy as np
 import pytest
 import zarr
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from range_server import RangeServer, serve
+from segment_objects import object_of
 from traced_corpus import make_site, make_store
 from typer.testing import CliRunner
 
@@ -99,7 +101,13 @@ def test_s3_gives_the_same_results(folder: Path, s3: dict[str, Any], container: 
     assert verify_store(store.source, full=True).is_sound
     plain: Any  # opened by the libraries themselves
     if container == "zarr":
-        plain = zarr.open_group(f"{url}/segments/000001", mode="r", zarr_format=3, storage_options=s3)
+        archive = fsspec.filesystem("s3", **s3).open(f"{url}/segments/000001/segment.zip")
+        members = fsspec.filesystem("zip", fo=archive)
+        plain = zarr.open_group(
+            zarr.storage.FsspecStore(AsyncFileSystemWrapper(members, asynchronous=True), path=""),
+            mode="r",
+            zarr_format=3,
+        )
     else:
         plain = h5py.File(fsspec.filesystem("s3", **s3).open(f"{url}/segments/000001/segment.h5"))
     assert np.array_equal(plain["encoder/attention"][1, 2], store.segments[1].read("encoder/attention", (1, 2)))
@@ -169,15 +177,15 @@ def test_faulty_servers_are_refused(folder: Path, server: RangeServer) -> None:
     with pytest.raises(FormatError, match="ignored the range"):
         store.examples[1].attention()
     server.mode = "ranges"
-    shard = folder / "segments/000000/encoder/attention/c/0/0/0"
-    original = shard.read_bytes()
-    for damaged in (original[:-9], None):
-        shard.unlink() if damaged is None else shard.write_bytes(damaged)
-        with pytest.raises(CorruptSegmentError, match=r"object encoder/attention/c/0/0/0.*are touched"):
+    archive, name = folder / "segments/000000/segment.zip", "encoder/attention/c/0/0/0"
+    original, item = archive.read_bytes(), object_of(archive.parent, name)
+    for damaged in (original[: item["offset"] + item["bytes"] - 9], None):
+        archive.unlink() if damaged is None else archive.write_bytes(damaged)
+        with pytest.raises(CorruptSegmentError, match=r"object .*are touched"):
             open_store(server.url).examples[1].attention(0)
         (finding,) = verify_store(open_store(server.url).source).findings
-        assert finding.object.endswith("encoder/attention/c/0/0/0")
-    shard.write_bytes(original)
+        assert finding.object == "segments/000000/segment.zip"
+    archive.write_bytes(original)
     assert open_store(server.url).examples[1].attention(0).size
 
 
