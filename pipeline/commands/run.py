@@ -34,7 +34,9 @@ ConfigArgument = Annotated[
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", metavar="STORE", help="Folder to write to, instead of store.path.", show_default=False),
+    typer.Option(
+        "--out", metavar="STORE", help="Folder or s3:// URL to write to, instead of store.path.", show_default=False
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

@@ -1,7 +1,7 @@
 """Access to the files of a store, in a folder of this machine or over a network (`remote/`).
 
 All readers of a store use an `ObjectSource`. File names are relative to the store and consist of plain components
-(`hashed_files.check_path`). Stores are written to folders only: writers take a path from `local_folder`.
+(`hashed_files.check_path`).
 """
 
 from __future__ import annotations

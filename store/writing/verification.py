@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, RemoteError
 from ..files.containers.container import SegmentListing
-from ..files.containers.segment_files import archive_hash, object_hash
+from ..files.containers.segment_files import archive_hash, archive_hashes, object_hash
 from ..files.containers.task_pool import TaskPool
 from ..files.hashed_files import ObjectDamageError, StoredObject, UnexpectedFileError, is_damage
 from ..files.locations import open_source
@@ -211,6 +211,10 @@ def _damages(
             on_bytes(archive.bytes)
             yield _Damage(f"{folder}/{archive.path}", problem, archive)
             return
+        if full and source.folder is None:  # one pass instead of a request for each object
+            yield from _archive_damages(source, folder, listing, archive)
+            on_bytes(archive.bytes)
+            return
         if full:
             problem = _problem(lambda: _compare_hash(archive, archive_hash(source, folder, listing)))
             on_bytes(archive.bytes - sum(item.bytes for item in listing.objects))
@@ -220,6 +224,23 @@ def _damages(
             on_bytes(archive.bytes)
             return
     yield from filter(None, pool.map(check, listing.objects))
+
+
+def _archive_damages(
+    source: ObjectSource, folder: str, listing: SegmentListing, archive: StoredObject
+) -> Iterator[_Damage]:
+    try:
+        digests = archive_hashes(source, folder, listing)
+    except (OSError, CorruptSegmentError) as error:
+        if isinstance(error, OSError) and not is_damage(error) and error.errno is not None:
+            raise
+        yield _Damage(f"{folder}/{archive.path}", f"cannot be read ({error})", archive)
+        return
+    for item in (archive, *listing.objects):
+        problem = _problem(lambda item=item: _compare_hash(item, digests[item.path]))
+        if problem is not None:
+            name = "outside its objects" if item is archive else item.path
+            yield _Damage(f"{folder}/{archive.path}", f"{name} {problem}", item, is_harmless=item is archive)
 
 
 def _touched_examples(segment: CommittedSegment, damage: _Damage, full: bool) -> range:

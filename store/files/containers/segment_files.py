@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..hashed_files import ARCHIVE_NAME, HashedFile, ObjectDamageError, StoredObject, check_objects, fsync_folder
@@ -27,6 +27,32 @@ def object_hash(source: ObjectSource, folder: str, item: StoredObject) -> str:
         for part in _parts(file, 0, item.bytes):
             digest.update(part)
     return digest.hexdigest()
+
+
+def archive_hashes(
+    source: ObjectSource, folder: str, listing: SegmentListing, on_part: Callable[[bytes], object] = lambda part: None
+) -> dict[str, str]:
+    """Read an archive once, and return the sha256 of each object by path, and of the other bytes by the archive's path.
+
+    `on_part` receives all bytes of the archive, in order. Raises as `object_hash`.
+    """
+    archive = listing.archive
+    assert archive is not None
+    digests = {item.path: hashlib.sha256() for item in (archive, *listing.objects)}
+    regions = [region for region in _regions(listing, archive) if region[0] < region[1]]
+    with source.open_file(folder, ARCHIVE_NAME, archive.bytes) as file:
+        position = 0
+        for part in _parts(file, 0, archive.bytes):
+            on_part(part)
+            while regions and regions[0][0] < position + len(part):
+                start, stop, item = regions[0]
+                view = memoryview(part)[max(0, start - position) : stop - position]
+                digests[(item or archive).path].update(view)
+                if stop > position + len(part):
+                    break
+                del regions[0]
+            position += len(part)
+    return {path: digest.hexdigest() for path, digest in digests.items()}
 
 
 def archive_hash(source: ObjectSource, folder: str, listing: SegmentListing) -> str:
@@ -90,18 +116,12 @@ def copy_files(source: ObjectSource, folder: str, target: Path, listing: Segment
 def _copy_archive(
     source: ObjectSource, folder: str, target: Path, listing: SegmentListing, archive: StoredObject
 ) -> None:
-    outside = hashlib.sha256()
-    with source.open_file(folder, ARCHIVE_NAME, archive.bytes) as file, open(target / ARCHIVE_NAME, "xb") as copy:
-        for start, stop, item in _regions(listing, archive):
-            digest = outside if item is None else hashlib.sha256()
-            for part in _parts(file, start, stop):
-                digest.update(part)
-                copy.write(part)
-            if item is not None:
-                _compare(item, digest.hexdigest())
+    with open(target / ARCHIVE_NAME, "xb") as copy:
+        digests = archive_hashes(source, folder, listing, copy.write)
         copy.flush()
         os.fsync(copy.fileno())
-    _compare(archive, outside.hexdigest())
+    for item in (*listing.objects, archive):
+        _compare(item, digests[item.path])
 
 
 def _regions(listing: SegmentListing, archive: StoredObject) -> Iterator[tuple[int, int, StoredObject | None]]:

@@ -44,8 +44,8 @@ class RemoteSource:
         cache_bytes: int = CACHE_BYTES,
         cache_dir: Path | None = None,
     ) -> None:
-        self._transport: Transport = transport_of(url, options)
-        self.location = self._transport.url
+        self.transport: Transport = transport_of(url, options)
+        self.location = self.transport.url
         self.cache = ByteCache(cache_bytes)
         self._disk = None if cache_dir is None else DiskCache(cache_dir)
         self.bytes_fetched = self.n_requests = 0
@@ -55,18 +55,23 @@ class RemoteSource:
         """Fetch ranges from the server and count requests and bytes."""
         if not ranges:
             return []
-        results = self._transport.fetch(ranges)
+        results = self.transport.fetch(ranges)
         with self._lock:
             self.n_requests += len(ranges)
             self.bytes_fetched += sum(len(result) for result in results if isinstance(result, bytes))
         return results
 
+    def fetch_uncached(self, path: str, start: int, stop: int) -> bytes:
+        """Fetch the bytes `start:stop` of a file. Empty if it is missing."""
+        (data,) = self.fetch([FileRange(path, start, stop)])
+        return data if isinstance(data, bytes) else b""
+
     def manifest_numbers(self, first: int = 0) -> list[int]:
         """See `ObjectSource.manifest_numbers`. Without a listing the numbers start at `first`."""
-        if self._transport.can_list:
+        if self.transport.can_list:
             with self._lock:
                 self.n_requests += 1
-            return self._transport.list_manifests()
+            return self.transport.list_manifests()
         if not self._exists(first):
             return []
         low, step = first, 1  # no number after it is missing: double the step, then bisect
@@ -108,7 +113,7 @@ class RemoteSource:
 
     def check_object(self, folder: str, item: StoredObject) -> None:
         """See `ObjectSource.check_object`."""
-        size = self._transport.size(_join_path(folder, item.path))
+        size = self.transport.size(_join_path(folder, item.path))
         with self._lock:
             self.n_requests += 1
         if size != item.bytes:
