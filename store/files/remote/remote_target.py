@@ -94,8 +94,13 @@ class RemoteTarget:
         with self._errors(folder):
             self._fs.invalidate_cache()
             rows = self._fs.find(self._transport.address(folder), detail=True)
+        now = datetime.datetime.now(datetime.UTC)  # for file systems that keep no times
+        changed = {name: row.get("LastModified") or row.get("created") for name, row in rows.items()}
         return {
-            str(name)[len(root) :]: (int(row["size"]), row.get("LastModified") or row.get("created"))
+            str(name)[len(root) :]: (
+                int(row["size"]),
+                changed[name] if isinstance(changed[name], datetime.datetime) else now,
+            )
             for name, row in rows.items()
         }
 

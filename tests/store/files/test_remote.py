@@ -269,7 +269,6 @@ def test_urls(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     check_same_results(open_store(folder), open_store("memory://other"))
     assert open_store("memory://other").annotate("mark", {0: 1}).overlays[0].name == "mark"
     assert drop_from_store("memory://other", examples=[0]).examples == (0,)
-    assert collect_store("memory://other", grace_s=-1).segments
     assert verify_store("memory://other", full=True).is_sound
     convert_store("memory://traces", tmp_path / "copy", "hdf5")
     check_same_results(open_store(folder), open_store(tmp_path / "copy"))
