@@ -34,7 +34,9 @@ ConfigArgument = Annotated[
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", metavar="STORE", help="Folder to write to, instead of store.path.", show_default=False),
+    typer.Option(
+        "--out", metavar="STORE", help="Folder or s3:// URL to write to, instead of store.path.", show_default=False
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -208,6 +210,7 @@ def _projection_json(projection: JobProjection, job: Job, machine: Machine) -> d
         **asdict(projection),
         "raw_bytes": projection.raw_bytes,
         "stored_bytes": projection.stored_bytes,
+        "n_files": projection.n_files,
         "peak_bytes": projection.peak_bytes,
         "machine": asdict(machine),
         "limits": list(projection.limits(machine)),
@@ -231,8 +234,9 @@ def _print_projection(projection: JobProjection, job: Job, machine: Machine) -> 
     sites = "; ".join(f"{site.name}: {site.n_layers} layers x {site.n_heads} heads" for site in job.spec.sites)
     console.print(f"[bold]{job.loaded.identity.name}[/bold] ({sites}) → {job.path}", highlight=False)
     console.print(
-        f"{projection.n_examples:,} examples, {tokens}, in {projection.n_segments} segments and {projection.n_batches} batches "
-        f"({projection.wasted_tokens:.1%} of computed tokens are padding)",
+        f"{projection.n_examples:,} examples, {tokens}, in {projection.n_segments} segments ({projection.n_files:,} files) and "
+        f"{projection.n_batches} batches ("
+        f"{projection.wasted_tokens:.1%} of computed tokens are padding)",
         highlight=False,
     )
     lines = [*chain.from_iterable(job.notes.values()), *map(str, _left_out(job)), *read_renamed(job.provenance).lines()]

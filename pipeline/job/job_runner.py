@@ -17,6 +17,7 @@ import numpy as np
 
 from headatlas.store.errors import BudgetError, ConfigError, UnsupportedModelError
 from headatlas.store.files.drafts import check_free_space
+from headatlas.store.files.locations import location_text
 from headatlas.store.files.manifest import Dropped, SegmentEntry, Skipped, left_out_of, read_manifest
 from headatlas.store.schema.omissions import Omissions
 from headatlas.store.writing.extension import extend_store
@@ -135,7 +136,7 @@ def execute_job(
     n_examples = n_stored + sum(segment.n_examples for segment in announced_segments)
     n_segments = len(stored) + len(announced_segments)
     model_name = job.loaded.identity.name
-    on_event(JobStarted(str(job.path), model_name, n_examples, n_stored, n_segments, len(stored)))
+    on_event(JobStarted(location_text(job.path), model_name, n_examples, n_stored, n_segments, len(stored)))
     if pending_segments:
         if check_space:
             check_free_space(
