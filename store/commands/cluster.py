@@ -23,11 +23,18 @@ from ..errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from dask.distributed import Client
-    from distributed.security import Security
 
 ClusterKind = Literal["local", "slurm", "pbs", "cuda"]
 DEFAULT_WORKERS = 2
 _CONNECT_S = 10
+_START_S = 300
+_SETTINGS = {
+    # A task whose worker died is an error at once: the client decides whether it runs again.
+    "distributed.scheduler.allowed-failures": 0,
+    # A process that starts on a busy machine connects late.
+    "distributed.comm.timeouts.connect": f"{_START_S}s",
+}
+"""Settings of dask for clusters that headatlas starts."""
 
 ClusterTarget = Annotated[
     str | None,
@@ -164,11 +171,10 @@ def open_cluster(options: ClusterOptions | None) -> Iterator[Client | None]:
         if options.kind is None:
             cluster: Any = options.target
         else:
-            # A task whose worker died is an error at once: the client decides whether it runs again.
-            stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 0}))
+            stack.enter_context(dask.config.set(_SETTINGS))
             cluster = stack.enter_context(start_cluster(options, options.kind))
         try:
-            client = Client(cluster, timeout=f"{_CONNECT_S}s")
+            client = Client(cluster, timeout=_CONNECT_S if options.kind is None else _START_S)
         except (OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"no dask scheduler answers at {options.target} ({error}). Start one with `dask scheduler`. For tls:// "
@@ -189,17 +195,19 @@ def start_cluster(options: ClusterOptions, kind: ClusterKind) -> Any:
     """
     n_workers = options.n_workers or DEFAULT_WORKERS
     try:
+        from distributed.security import Security
+
         if kind in ("slurm", "pbs"):
             package = importlib.import_module("dask_jobqueue")
             cluster_class = package.SLURMCluster if kind == "slurm" else package.PBSCluster
-            cluster = cluster_class(**batch_options(options), security=_temporary_keys(is_required=True))
+            cluster = cluster_class(**batch_options(options), security=Security.temporary())
             cluster.scale(n_workers)
             return cluster
         local = {
             "threads_per_worker": options.threads_per_worker,
             "host": "127.0.0.1",
             "dashboard_address": "127.0.0.1:0",
-            "security": _temporary_keys(),
+            "security": Security.temporary(),
             "silence_logs": logging.CRITICAL,
         }
         if kind == "cuda":
@@ -233,15 +241,3 @@ def batch_options(options: ClusterOptions) -> dict[str, Any]:
         "protocol": "tls://",
         "shared_temp_directory": None if folder is None else str(folder),
     }
-
-
-def _temporary_keys(*, is_required: bool = False) -> Security | None:
-    """Return certificates for one run; None if `cryptography` is not installed and they are not required."""
-    from distributed.security import Security
-
-    try:
-        return Security.temporary()
-    except ImportError:
-        if is_required:
-            raise
-        return None

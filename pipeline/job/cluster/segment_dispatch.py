@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from distributed import KilledWorker
+from distributed.core import Status
 
 from headatlas.store.commands.cluster import DEFAULT_WORKERS
 from headatlas.store.errors import ConfigError, HeadAtlasError
@@ -157,15 +158,15 @@ class SegmentDispatch:
         return n_threads
 
     def _check_workers(self, now: float) -> None:
-        """Ask the batch system for more workers, and stop if none can come."""
+        """Start workers in place of those that are gone, and stop if none can come."""
         if self._workers:
             self._last_worker, self._is_waiting_shown = now, False
+        if self.order and now - self._last_scale > _SCALE_S:
+            self._last_scale = now
+            self._replace_closed()
+        if self._workers:
             return
         is_queue = self.settings.kind in ("slurm", "pbs")
-        if is_queue and now - self._last_scale > _SCALE_S:
-            self._last_scale = now
-            cluster: Any = self.client.cluster
-            cluster.scale(self.settings.workers or DEFAULT_WORKERS)
         if self._banned and self.settings.same_bytes and not is_queue:
             raise ConfigError(
                 f"cluster.same_bytes refuses all workers: {'; '.join(sorted(set(self._banned.values())))}. The store was "
@@ -176,6 +177,19 @@ class SegmentDispatch:
             self.on_event(Stage("waiting for a worker"))
         if now - self._last_worker > self.settings.timeout and not is_queue:
             raise HeadAtlasError(f"there was no worker for {self.settings.timeout:g} s.")
+
+    def _replace_closed(self) -> None:
+        """Start workers in place of processes that could not start, and of jobs that a batch system ended."""
+        cluster: Any = self.client.cluster
+        n_workers = min(self.settings.workers or DEFAULT_WORKERS, len(self.order) + len(self._workers))
+        if self.settings.kind not in ("local", "slurm", "pbs") or len(self._workers) >= n_workers:
+            return
+        for name in [
+            name for name, worker in cluster.workers.items() if worker.status in (Status.closed, Status.failed)
+        ]:
+            del cluster.workers[name]
+            cluster.worker_spec.pop(name, None)
+        cluster.scale(max(n_workers, len(cluster.worker_spec)))
 
     def _submit(self) -> None:
         """Give every free worker its next segment."""
