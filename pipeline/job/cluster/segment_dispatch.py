@@ -75,8 +75,10 @@ class SegmentDispatch:
     first_machine: str | None = None
     """Description of the workers that `same_bytes` allows; None until the first one has joined."""
     _workers: dict[str, _Worker] = field(default_factory=dict)
-    _banned: dict[str, str] = field(default_factory=dict)
-    """Workers that get no segment: those that are restarted, and those that `same_bytes` refuses, with the reason."""
+    _restarting: set[str] = field(default_factory=set)
+    """Addresses of workers that did not answer."""
+    _refused: dict[str, str] = field(default_factory=dict)
+    """Descriptions of the workers that `same_bytes` refuses, by address."""
     _messages: queue.SimpleQueue[tuple[Any, ...]] = field(default_factory=queue.SimpleQueue)
     _attempts: dict[int, int] = field(default_factory=dict)
     _n_failures: dict[int | None, int] = field(default_factory=dict)
@@ -136,12 +138,12 @@ class SegmentDispatch:
         n_threads = self._n_threads()
         for address in [address for address in self._workers if address not in n_threads]:
             self._lose(self._workers[address], "ended")
-        for address in [address for address in self._banned if address not in n_threads]:
-            del self._banned[address]
+        self._restarting.intersection_update(n_threads)
+        self._refused = {address: text for address, text in self._refused.items() if address in n_threads}
         for worker in list(self._workers.values()):
             if worker.tasks and now - worker.last_sign > self.settings.timeout:
                 self._restart(worker)
-        for address in [address for address in n_threads if address not in {*self._workers, *self._banned}]:
+        for address in [address for address in n_threads if address not in {*self._workers, *self._restarting, *self._refused}]:
             self._workers[address] = worker = _Worker(address, min(_SEGMENTS_AT_A_TIME, n_threads[address]))
             self._start(worker, None, join_job, self.job_file)
         self._check_workers(now)
@@ -167,9 +169,9 @@ class SegmentDispatch:
         if self._workers:
             return
         is_queue = self.settings.kind in ("slurm", "pbs")
-        if self._banned and self.settings.same_bytes and not is_queue:
+        if self._refused and not is_queue:
             raise ConfigError(
-                f"cluster.same_bytes refuses all workers: {'; '.join(sorted(set(self._banned.values())))}. The store was "
+                f"cluster.same_bytes refuses all workers: {'; '.join(sorted(set(self._refused.values())))}. The store was "
                 f"written by: {self.first_machine}. Start such workers, or set cluster.same_bytes = false."
             )
         if not self._is_waiting_shown:
@@ -251,8 +253,8 @@ class SegmentDispatch:
             self.first_machine = description.machine
         if self.settings.same_bytes and description.machine != self.first_machine:
             del self._workers[worker.address]
-            self._banned[worker.address] = f"{worker.address} is {description.machine}"
-            self.on_event(Stage(f"refused worker {self._banned[worker.address]}"))
+            self._refused[worker.address] = description.machine
+            self.on_event(Stage(f"refused worker {worker.address}: {description.machine}"))
             return
         worker.description = description
         self._n_failures.pop(None, None)
@@ -290,7 +292,7 @@ class SegmentDispatch:
 
     def _restart(self, worker: _Worker) -> None:
         """Give up a worker that does not answer, and have its process ended and started again in the background."""
-        self._banned[worker.address] = "does not answer"
+        self._restarting.add(worker.address)
 
         def restart() -> None:
             try:

@@ -268,7 +268,7 @@ def test_devices_are_processes_of_a_local_cluster(tiny_job, tmp_path):
         ({"devices": ["cpu"]}, {}, ClusterOptions("tls://127.0.0.1:8786")),
     ):
         job = parse_config(with_settings(tiny_job, run=run, cluster=cluster))
-        with pytest.raises(ConfigError, match="run.devices names . devices of this machine"):
+        with pytest.raises(ConfigError, match=r"run\.devices names . devices of this machine"):
             run_jobs([job], cluster=options)
     job = with_settings(tiny_job, run={"devices": ["cpu"]}, corpus={"max_examples": 8})
     assert run_jobs([parse_config(job)])[0].n_examples == 8  # in this process
