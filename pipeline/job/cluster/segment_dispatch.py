@@ -98,7 +98,7 @@ class SegmentDispatch:
             A worker reported an error, a segment was tried too often, no worker is left, or the scheduler ended.
         """
         with self._listening():
-            while self.order or any(worker.tasks for worker in self._workers.values()):
+            while self.order or self._n_running:
                 self._update()
                 self._submit()
                 for message in self._wait():
@@ -106,6 +106,11 @@ class SegmentDispatch:
                         self._report(*message[1:])
                     elif (result := self._finish(message[1])) is not None:
                         yield result
+
+    @property
+    def _n_running(self) -> int:
+        """Number of segments that workers have now."""
+        return sum(task.index is not None for worker in self._workers.values() for task in worker.tasks.values())
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -143,7 +148,9 @@ class SegmentDispatch:
         for worker in list(self._workers.values()):
             if worker.tasks and now - worker.last_sign > self.settings.timeout:
                 self._restart(worker)
-        for address in [address for address in n_threads if address not in {*self._workers, *self._restarting, *self._refused}]:
+        for address in [
+            address for address in n_threads if address not in {*self._workers, *self._restarting, *self._refused}
+        ]:
             self._workers[address] = worker = _Worker(address, min(_SEGMENTS_AT_A_TIME, n_threads[address]))
             self._start(worker, None, join_job, self.job_file)
         self._check_workers(now)
