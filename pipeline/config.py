@@ -88,7 +88,7 @@ class ClusterConfig(_Section):
     same_bytes: bool = False
     """True to refuse workers whose processor or libraries differ from those that wrote the first segments."""
     timeout: float = Field(default=900, gt=0)
-    """Seconds that a worker may take for a batch, for loading the model or for writing a segment."""
+    """Seconds that a worker may take for a batch, for writing a segment, or, if at least 300, for loading the model."""
     retries: int = Field(default=5, ge=0)
     """Number of times that a segment is computed again after its worker ended or did not answer."""
     queue: str | None = Field(default=None, pattern=_BATCH_WORD)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 1.0
 _SCALE_S = 30.0
+_START_S = 300.0
 _SEGMENTS_AT_A_TIME = 2
 
 
@@ -108,6 +109,11 @@ class SegmentDispatch:
                         yield result
 
     @property
+    def _start_limit(self) -> float:
+        """Seconds until a worker must be there, and until it must have loaded the model."""
+        return max(self.settings.timeout, _START_S)
+
+    @property
     def _n_running(self) -> int:
         """Number of segments that workers have now."""
         return sum(task.index is not None for worker in self._workers.values() for task in worker.tasks.values())
@@ -146,8 +152,9 @@ class SegmentDispatch:
         self._restarting.intersection_update(n_threads)
         self._refused = {address: text for address, text in self._refused.items() if address in n_threads}
         for worker in list(self._workers.values()):
-            if worker.tasks and now - worker.last_sign > self.settings.timeout:
-                self._restart(worker)
+            limit = self._start_limit if worker.description is None else self.settings.timeout
+            if worker.tasks and now - worker.last_sign > limit:
+                self._restart(worker, limit)
         for address in [
             address for address in n_threads if address not in {*self._workers, *self._restarting, *self._refused}
         ]:
@@ -184,8 +191,8 @@ class SegmentDispatch:
         if not self._is_waiting_shown:
             self._is_waiting_shown = True
             self.on_event(Stage("waiting for a worker"))
-        if now - self._last_worker > self.settings.timeout and not is_queue:
-            raise HeadAtlasError(f"there was no worker for {self.settings.timeout:g} s.")
+        if now - self._last_worker > self._start_limit and not is_queue:
+            raise HeadAtlasError(f"there was no worker for {self._start_limit:g} s.")
 
     def _replace_closed(self) -> None:
         """Start workers in place of processes that could not start, and of jobs that a batch system ended."""
@@ -297,7 +304,7 @@ class SegmentDispatch:
                     "memory there: the system ends a process that takes too much."
                 )
 
-    def _restart(self, worker: _Worker) -> None:
+    def _restart(self, worker: _Worker, limit: float) -> None:
         """Give up a worker that does not answer, and have its process ended and started again in the background."""
         self._restarting.add(worker.address)
 
@@ -308,4 +315,4 @@ class SegmentDispatch:
                 return
 
         threading.Thread(target=restart, name="headatlas-restart", daemon=True).start()
-        self._lose(worker, f"did not answer for {self.settings.timeout:g} s")
+        self._lose(worker, f"did not answer for {limit:g} s")

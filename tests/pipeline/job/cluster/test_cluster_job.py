@@ -151,12 +151,12 @@ def test_a_worker_that_does_not_answer_is_replaced(processes, tiny_job, whole):
         stop_one(event)
         events.append(event)
 
-    job = with_settings(tiny_job, run={"batch_size": 1}, cluster={"timeout": 3, "retries": 100})
+    job = with_settings(tiny_job, run={"batch_size": 1}, cluster={"timeout": 8, "retries": 100})
     report = run_on(processes, job, listen)
     assert open_store(report.store).is_complete
     assert not verify_store(Path(report.store), full=True).findings
     lost = [event for event in events if isinstance(event, WorkerLost) and event.segments]
-    assert "did not answer for 3 s" in {event.reason for event in lost}
+    assert "did not answer for 8 s" in {event.reason for event in lost}
     assert sorted(event.index for event in events if isinstance(event, SegmentDone)) == [0, 1, 2, 3, 4]
     deadline = time.monotonic() + 60
     while stopped[0] in worker_processes(processes) and time.monotonic() < deadline:
@@ -229,7 +229,8 @@ def test_a_segment_that_ends_its_workers_is_named(threads, tiny_job):
     assert open_store(job["store"]["path"]).manifest.segments == ()
 
 
-def test_no_worker_and_no_scheduler_are_errors(threads, tiny_job):
+def test_no_worker_and_no_scheduler_are_errors(threads, tiny_job, monkeypatch):
+    monkeypatch.setattr("headatlas.pipeline.job.cluster.segment_dispatch._START_S", 0.5)
     threads.cluster.scale(0)
     threads.sync(threads.cluster._correct_state)
     with pytest.raises(HeadAtlasError, match=r"there was no worker for 0.5 s.*run the same command again"):
