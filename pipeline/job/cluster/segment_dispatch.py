@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,11 @@ class _Worker:
     @property
     def name(self) -> str:
         return self.address if self.description is None else f"{self.address} on {self.description.host}"
+
+    def release(self) -> None:
+        """Let the scheduler forget the tasks. One that runs goes on to its end; the others do not start."""
+        for task in self.tasks.values():
+            task.future.release()
 
 
 @dataclass
@@ -126,9 +131,10 @@ class SegmentDispatch:
         try:
             yield
         finally:
-            if self.client.status == "running":
+            for worker in self._workers.values():
+                worker.release()
+            with suppress(Exception):  # the connection may end at this moment
                 self.client.unsubscribe_topic(self.topic)
-                self.client.cancel([task.future for w in self._workers.values() for task in w.tasks.values()])
 
     def _wait(self) -> list[tuple[Any, ...]]:
         """Return the next messages, after at most a second."""
@@ -290,7 +296,7 @@ class SegmentDispatch:
         self._last_update = float("-inf")
         lost = [task for task in worker.tasks.values() if task.index is not None]
         indices = tuple(task.index for task in lost if task.index is not None)
-        self.client.cancel([task.future for task in worker.tasks.values()])
+        worker.release()
         self.on_event(WorkerLost(worker.name, reason, indices))
         self.order[:0] = indices
         for task in worker.tasks.values():
