@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _POLL_S = 1.0
 _SCALE_S = 30.0
 _START_S = 300.0
+_REPLY_S = 60.0
+"""Seconds that the scheduler may take to answer."""
 _SEGMENTS_AT_A_TIME = 2
 
 
@@ -171,13 +173,12 @@ class SegmentDispatch:
     def _n_threads(self) -> Mapping[str, int]:
         """Return the number of threads of each worker of the scheduler, by address."""
         client: Any = self.client
-        try:
-            n_threads = client.nthreads()
-        except Exception as error:  # of any layer of dask: sockets, timeouts, TLS
-            raise HeadAtlasError(f"the dask scheduler ended or cannot be reached ({error})") from error
         if client.status != "running":
             raise HeadAtlasError("the connection to the dask scheduler was lost")
-        return n_threads
+        try:
+            return client.nthreads(callback_timeout=_REPLY_S)
+        except Exception as error:  # of any layer of dask: sockets, timeouts, TLS
+            raise HeadAtlasError(f"the dask scheduler ended or cannot be reached ({error})") from error
 
     def _check_workers(self, now: float) -> None:
         """Start workers in place of those that are gone, and stop if none can come."""
