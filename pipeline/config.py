@@ -7,6 +7,7 @@ threads, the devices, the cluster and the progress display are not part of it.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import hashlib
 import importlib.util
@@ -98,6 +99,12 @@ class ClusterConfig(_Section):
     """Memory of a job of the batch system, such as ``16GB``."""
     cores: int | None = Field(default=None, gt=0, le=10_000)
     """Processor cores of a job of the batch system."""
+
+    @field_validator("walltime", mode="before")
+    @classmethod
+    def _time_as_text(cls, value: Any) -> Any:
+        """Return the text of a time, which TOML reads from ``04:00:00`` without quotes."""
+        return value.isoformat() if isinstance(value, datetime.time) else value
 
 
 PRESETS: dict[str, dict[str, Any]] = {
