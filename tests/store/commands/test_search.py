@@ -205,7 +205,7 @@ def test_search_chooses_on_one_store_and_scores_on_another(traced, tmp_path):
 def test_a_search_on_a_cluster_prints_the_same(traced):
     from distributed import LocalCluster
 
-    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
     command = ("search", traced.store.path, "previous_token", "--csv")
     with LocalCluster(**options, protocol="tcp://", host="127.0.0.1") as cluster:
         assert cluster.scheduler_address.startswith("tcp://127.0.0.1:")
