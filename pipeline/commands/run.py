@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headatlas.store.commands.cluster import ClusterTarget, InsecureCluster, Workers, cluster_options
 from headatlas.store.commands.options import AsJson, IgnoreSpace
 from headatlas.store.schema.omissions import Omission, Omissions, count_by_reason
 from headatlas.store.schema.renamed import read_renamed
@@ -84,6 +85,9 @@ def run(
             "stores that `headatlas merge` joins.",
         ),
     ] = "1/1",
+    cluster: ClusterTarget = None,
+    workers: Workers = None,
+    insecure_cluster: InsecureCluster = False,
     as_json: AsJson = False,
     repair: Annotated[
         bool,
@@ -104,6 +108,8 @@ def run(
     A job file may name several models. Each has its own store, STORE/NAME, and all stores have the same examples.
 
     Example: [bold]headatlas run demo --out traces/demo[/bold]
+
+    With four processes: [bold]headatlas run demo --out traces/demo --cluster local --workers 4[/bold]
     """
     from ..progress import open_display
     from ..tokens.batch_plan import Share
@@ -114,7 +120,15 @@ def run(
     try:
         from ..job.multi_model import run_jobs
 
-        reports = run_jobs(jobs, display, repair=repair, extend=extend, check_space=not ignore_space, share=share)
+        reports = run_jobs(
+            jobs,
+            display,
+            repair=repair,
+            extend=extend,
+            check_space=not ignore_space,
+            share=share,
+            cluster=cluster_options(cluster, workers, is_insecure_allowed=insecure_cluster),
+        )
     except KeyboardInterrupt:
         display.close()
         stores = ", ".join(str(job.store.path) for job in jobs)

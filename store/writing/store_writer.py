@@ -216,7 +216,7 @@ class StoreWriter:
             return self._entry(index)
         with self.target.private() as private:
             listing = self.draft(private, index, first_example, n_examples, n_tokens, contents)
-            return self._commit(self._finish(private, listing), notes, private)
+            return self.commit(self.finish(private, listing), notes, private)
 
     def draft(
         self,
@@ -245,8 +245,8 @@ class StoreWriter:
             archive=files.archive,
         )
 
-    def _finish(self, private: Path, listing: SegmentListing, *, is_replacement: bool = False) -> SegmentEntry:
-        """Move a complete draft into the store. No manifest lists it yet."""
+    def finish(self, private: Path, listing: SegmentListing, *, is_replacement: bool = False) -> SegmentEntry:
+        """Move a complete draft of `draft` into the store. No manifest lists it yet."""
         draft = private / "segment"
         document = seal(draft, listing)
         entry = _entry_of(listing, document, is_replacement=is_replacement)
@@ -276,7 +276,7 @@ class StoreWriter:
             with self.target.private() as private:
                 copy_files(segment.source, segment.entry.path, private / "segment", listing)
                 self.on_step("arrays-written")
-                return self._commit(self._finish(private, listing), tuple(skipped), private)
+                return self.commit(self.finish(private, listing), tuple(skipped), private)
 
     def replace(
         self,
@@ -305,13 +305,13 @@ class StoreWriter:
                 n_tokens = {name: len(tokens) for name, tokens in part.tables.tokens.items()}
                 contents = segment_contents(self.manifest.spec, part.tables, part.arrays)
                 listing = self.draft(folder, before.index, before.first_example, before.n_examples, n_tokens, contents)
-                after = self._finish(folder, listing, is_replacement=True)
+                after = self.finish(folder, listing, is_replacement=True)
                 if part.overlays is not None:
                     overlays = write_overlays(self, private, after, part.overlays)
                 else:
                     overlays = before.overlays if isinstance(before, SegmentEntry) else ()
                 entries[before.index] = (before, after.model_copy(update={"overlays": overlays}))
-            return self.change(private, lambda newest: self._replacing_fields(newest, entries, skipped, dropped))
+            return self.change(private, lambda newest: self.replacing_fields(newest, entries, skipped, dropped))
 
     def record_removals(self, *, skipped: Iterable[Skipped], dropped: Iterable[Dropped]) -> None:
         """Commit the skipped examples and dropped segments of the original stores that are not in the manifest yet."""
@@ -334,7 +334,7 @@ class StoreWriter:
         self._newest.commit(private, following)
         return self.manifest
 
-    def _replacing_fields(
+    def replacing_fields(
         self,
         newest: Manifest,
         placed: Mapping[int, tuple[SegmentEntry | Dropped, SegmentEntry]],
@@ -372,14 +372,16 @@ class StoreWriter:
         _ = CommittedSegment(self.target.source, existing, self.manifest.spec).layouts
         return existing
 
-    def _commit(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], private: Path) -> SegmentEntry:
+    def commit(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], private: Path) -> SegmentEntry:
+        """List a segment that is in its place. Return the committed entry, which may be that of a faster writer."""
+
         def add(newest: Manifest) -> dict[str, Any] | None:
             if any(row.index == entry.index for row in (*newest.segments, *newest.dropped)):
                 return None
             segments = tuple(sorted((*newest.segments, entry), key=lambda e: e.index))
             return {
                 "segments": segments,
-                "skipped": (*newest.skipped, *skipped),
+                "skipped": tuple(sorted((*newest.skipped, *skipped), key=lambda row: row.example)),
                 "provenance": self._new_provenance(newest),
             }
 
