@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] = ()) -> None:
         tempfile.TemporaryDirectory(prefix="headatlas-bench-") as folder,
         open_cluster(ClusterOptions("local", N_PROCESSES, threads_per_worker=2)) as client,
     ):
+        assert client is not None, "a local cluster has a client"
         warm_up = _job(Path(folder) / "warm-up", N_PROCESSES * 64)
         execute_on_cluster(
             prepare_job(warm_up), lambda n, f: client, _ignore, repair=False, check_space=True, share=WHOLE

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ..errors import ConfigError, CorruptSegmentError, located
-from ..files.hashed_files import read_small
-from ..files.leases import private_folder
 from ..files.manifest import Dropped, SegmentEntry, Skipped
 from ..reading.listed_arrays import LISTING_MAX_BYTES
 from ..schema.text_tables import SegmentTables
@@ -39,7 +37,7 @@ def place_segment(
     ShapeError, OSError
         As `StoreWriter.write`.
     """
-    with located(f"{writer.path}, segment {index}"), private_folder(writer.path) as private:
+    with located(f"{writer.path}, segment {index}"), writer.target.private() as private:
         contents = segment_contents(writer.manifest.spec, tables, arrays)
         n_tokens = {name: len(tokens) for name, tokens in tables.tokens.items()}
         listing = writer.draft(private, index, first_example, tables.n_examples, n_tokens, contents)
@@ -59,10 +57,10 @@ def commit_placed(
     ConfigError
         The segment is not in this folder: the other process wrote to another disk under the same path.
     """
-    with located(f"{writer.path}, segment {entry.index}"), private_folder(writer.path) as private:
+    with located(f"{writer.path}, segment {entry.index}"), writer.target.private() as private:
         name = f"{entry.path}/segment.json"
         try:
-            document = read_small(writer.path / name, name, LISTING_MAX_BYTES)
+            document = writer.target.source.read_small(name, LISTING_MAX_BYTES)
         except CorruptSegmentError:
             document = b""
         if hashlib.sha256(document).hexdigest() != entry.sha256:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from headatlas.store.commands.cluster import DEFAULT_WORKERS
-from headatlas.store.errors import HeadAtlasError
+from headatlas.store.errors import ConfigError, HeadAtlasError
 from headatlas.store.files.leases import private_folder
-from headatlas.store.files.locations import local_folder
+from headatlas.store.files.locations import is_url, location_text
 from headatlas.store.writing.placed_segments import commit_placed
 
 from ...calls.out_of_memory import release_memory
@@ -52,9 +52,16 @@ def execute_on_cluster(
 
     Raises
     ------
+    ConfigError
+        The store is at a URL.
     HeadAtlasError
         As `SegmentDispatch.results`. What was committed before stays.
     """
+    if is_url(job.path):
+        raise ConfigError(
+            f"{location_text(job.path)} is a URL. The workers of a cluster write to a folder that all machines share under the "
+            "same path: name one with --out, or leave out --cluster."
+        )
     start_time = time.monotonic()
     opened = open_job(job, on_event, repair=repair, check_space=check_space, share=share)
     if opened.pending_segments:
@@ -77,7 +84,7 @@ def _run(job: Job, opened: OpenJob, connect: Callable[[int, Path], Client], on_e
     segments = {segment.index: segment for segment in opened.pending_segments}
     is_local = config.cluster.kind == "local"
     n_threads = max(1, _n_processors() // n_local_workers(config)) if is_local else None
-    with private_folder(local_folder(job.path)) as folder:
+    with private_folder(Path(job.path)) as folder:
         files: dict[int, PackedFile] = {}
 
         def pack(index: int) -> PackedFile:
@@ -90,7 +97,7 @@ def _run(job: Job, opened: OpenJob, connect: Callable[[int, Path], Client], on_e
         device, model = job.loaded.model.device, cast("torch.nn.Module", job.loaded.model)
         model.to("meta")  # frees the weights
         release_memory(device)
-        client = connect(len(segments), local_folder(job.path).absolute().parent)
+        client = connect(len(segments), Path(job.path).absolute().parent)
         on_event(Stage(f"the dashboard of the workers is {client.dashboard_link}"))
         first_machines = writer.manifest.provenance.get("workers", ())
         dispatch = SegmentDispatch(
