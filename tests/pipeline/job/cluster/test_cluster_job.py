@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import dask.config
 import pytest
 from distributed import Client, LocalCluster
 
@@ -44,7 +45,11 @@ def processes():
 def threads():
     """The client of two workers that are threads of this process. They start at once, and cannot be killed."""
     options = {"n_workers": 2, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
-    with LocalCluster(**options) as cluster, Client(cluster) as client:
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "3s"}),
+        LocalCluster(**options) as cluster,
+        Client(cluster) as client,
+    ):
         yield client
 
 
@@ -187,8 +192,7 @@ def test_repairs_extensions_and_parts(threads, tiny_job, whole):
     corpus.write_text("\n".join(lines) + "\n", encoding="utf-8")
     run_on(threads, tiny_job, extend=True)
     assert_same(path, whole)
-    damaged = next(file for file in sorted((path / "segments" / "000001").rglob("c/*")) if file.is_file())
-    damaged.write_bytes(b"")
+    (path / "segments" / "000001" / "segment.zip").write_bytes(b"")
     drop_from_store(path, segments=[3])
     run_on(threads, tiny_job, extend=True, repair=True)
     store = open_store(path)
