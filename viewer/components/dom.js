@@ -31,7 +31,8 @@ function add(node, kids) {
 export function middle(text, spec = "span") {
   const letters = [...String(text)], n = Math.min(8, Math.floor(letters.length / 2));
   if (letters.length < 14) return el(`${spec}.ell`, {title: text, dir: "auto"}, text);
-  return el(`${spec}.mid`, {title: text, dir: "auto"}, el("span.ell", null, letters.slice(0, -n).join("")), el("span", null, letters.slice(-n).join("")));
+  // the name of the whole is the text: that of the parts would have a gap
+  return el(`${spec}.mid`, {title: text, dir: "auto", role: "img", "aria-label": text}, el("span.ell", null, letters.slice(0, -n).join("")), el("span", null, letters.slice(-n).join("")));
 }
 
 // "rtl" if most letters of a text run from right to left. Tokens in elements of their own do not decide it for `dir=auto`.

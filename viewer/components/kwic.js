@@ -31,7 +31,7 @@ export function render({model, el: host}) {
       card.classList.toggle("stale", !!frame.stale);
       head.replaceChildren(el("h2", null, frame.title), el("span.sub.ell", null, frame.sub), el("span.grow"),
         segmented(frame.samples.map(name => [name, name[0].toUpperCase() + name.slice(1)]), frame.sample, "which examples", sample => ui.go({sample})));
-      list.replaceChildren(...frame.rows.map(row => link(ui, ".kw", row.query, row.patch, {role: "listitem", "data-example": row.patch.example, "data-weight": row.weight.toFixed(4), "data-pin": row.patch.pin},
+      list.replaceChildren(...frame.rows.map(row => link(ui, ".kw", row.query, row.patch, {"data-example": row.patch.example, "data-weight": row.weight.toFixed(4), "data-pin": row.patch.pin},
         el("span.xs.dim.num.id", {title: row.count > 1 ? `${row.count} examples have this quote; the first is ${row.id}` : row.id, dir: "auto"}, middle(row.id, "span"), row.count > 1 ? el("b.strong", {"data-count": row.count}, `\u00D7${row.count}`) : ""),
         el("span.words", {dir: directionOf(joined(row.before) + row.token + joined(row.after))}, el("span.l", null, row.before.map(part)),
           el("span.q2", null, el("span.tok.q", {dir: "auto", style: row.self ? shade(row.weight) : "", "data-query": row.token}, row.token), el("span.r", null, row.after.map(part)))),

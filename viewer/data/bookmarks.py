@@ -62,7 +62,7 @@ class Bookmarks:
     def is_writable(self) -> bool:
         """True if the file can be written."""
         target = Path(os.path.realpath(self.path))
-        return os.access(target.parent, os.W_OK) and (not target.exists() or os.access(target, os.W_OK))
+        return target.parent.is_dir() and os.access(target.parent, os.W_OK) and (not target.exists() or os.access(target, os.W_OK))
 
     def all(self) -> dict[str, Bookmark]:
         """Return bookmarks by site and head (``encoder 5.8``), or example and id (``example doc-17``).
@@ -77,7 +77,7 @@ class Bookmarks:
         with self._lock:
             try:
                 fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 self._signature, self._bookmarks = None, {}
                 return {}
             except OSError as error:
