@@ -2,11 +2,12 @@
 
 Relative paths start at the current directory. ``package:NAME/path`` is a file inside an installed package. The
 identity of a job consists of the settings that determine the bytes of its segments. The output folder, the number of
-threads, the devices and the progress display are not part of it.
+threads, the devices, the cluster and the progress display are not part of it.
 """
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import hashlib
 import importlib.util
@@ -20,6 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from headatlas.store.commands.cluster import ClusterKind
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.containers.container import ContainerName
 from headatlas.store.files.manifest import MAX_SEGMENT_EXAMPLES
@@ -35,6 +37,8 @@ from .tokens.corpus_encoding import EncodingOptions
 from .tokens.token_options import GenerateConfig, TokensConfig
 
 MAX_FILE_BYTES = 1 << 20
+_BATCH_WORD = r"^[A-Za-z0-9][\w.:@+-]{0,63}$"
+"""Values that go into the script of a batch system."""
 
 
 class _Section(BaseModel):
@@ -70,6 +74,37 @@ class RunConfig(_Section):
     def limits(self) -> BatchLimits:
         """Limits of the batches."""
         return BatchLimits(self.batch_size, self.max_batch_tokens, self.max_length_ratio)
+
+
+class ClusterConfig(_Section):
+    """The cluster section: processes that share the segments of a job. It does not determine the bytes of segments.
+
+    It names no address, certificate or command, because a job file from a stranger may not run code.
+    """
+
+    kind: ClusterKind | None = None
+    """``local``, ``slurm``, ``pbs`` or ``cuda``; None computes in this process. `headatlas run --cluster` replaces it."""
+    workers: int | None = Field(default=None, gt=0, le=100_000)
+    """Number of workers; by default two, or one for each GPU."""
+    same_bytes: bool = False
+    """True to refuse workers whose processor or libraries differ from those that wrote the first segments."""
+    timeout: float = Field(default=900, gt=0)
+    """Seconds that a worker may take for a batch, for writing a segment, or, if at least 300, for loading the model."""
+    retries: int = Field(default=5, ge=0)
+    """Number of times that a segment is computed again after its worker ended or did not answer."""
+    queue: str | None = Field(default=None, pattern=_BATCH_WORD)
+    account: str | None = Field(default=None, pattern=_BATCH_WORD)
+    walltime: str | None = Field(default=None, pattern=_BATCH_WORD)
+    memory: str | None = Field(default=None, pattern=_BATCH_WORD)
+    """Memory of a job of the batch system, such as ``16GB``."""
+    cores: int | None = Field(default=None, gt=0, le=10_000)
+    """Processor cores of a job of the batch system."""
+
+    @field_validator("walltime", mode="before")
+    @classmethod
+    def _time_as_text(cls, value: Any) -> Any:
+        """Return the text of a time, which TOML reads from ``04:00:00`` without quotes."""
+        return value.isoformat() if isinstance(value, datetime.time) else value
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -144,6 +179,7 @@ class JobConfig(_Section):
     keep: KeepConfig = KeepConfig()
     store: StoreConfig = StoreConfig()
     run: RunConfig = RunConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _no_windows_of_prompts(self) -> JobConfig:
@@ -172,7 +208,7 @@ class JobConfig(_Section):
     def digest(self) -> str:
         """Return the SHA-256 of all settings that determine the bytes of segments."""
         document = self.model_dump(
-            mode="json", exclude={"model": {"name"}, "store": {"path"}, "run": {"threads", "devices"}}
+            mode="json", exclude={"model": {"name"}, "store": {"path"}, "run": {"threads", "devices"}, "cluster": True}
         )
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 

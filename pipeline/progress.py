@@ -98,6 +98,15 @@ class SegmentRestarted:
 
 
 @dataclass(frozen=True)
+class WorkerLost:
+    """A worker of a cluster ended or did not answer. Other workers compute its segments again."""
+
+    worker: str
+    reason: str
+    segments: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class SegmentDone:
     """A segment was committed."""
 
@@ -145,6 +154,7 @@ Event = (
     | BatchHalved
     | ExampleSkipped
     | SegmentRestarted
+    | WorkerLost
     | SegmentDone
     | JobDone
 )
@@ -178,6 +188,9 @@ class Counts:
             counts[1] += event.n_tokens
         elif isinstance(event, SegmentRestarted):
             self.captured.pop(event.index, None)
+        elif isinstance(event, WorkerLost):
+            for index in event.segments:
+                self.captured.pop(index, None)
         elif isinstance(event, SegmentDone):
             self.open_segments.discard(event.index)
             self.n_stored += event.n_examples
@@ -239,6 +252,9 @@ def describe(event: Event) -> str | None:
             return f"skipped example {event.index} ({event.id}): {event.reason}"
         case SegmentRestarted():
             return f"segment {event.index} is computed again without {plural(event.n_examples, 'example')}"
+        case WorkerLost():
+            segments = f"; computing segments {', '.join(map(str, event.segments))} again" if event.segments else ""
+            return f"worker {event.worker} {event.reason}{segments}"
         case JobDone():
             examples = plural(event.n_examples, "example")
             done = f"done: {examples}, {format_bytes(event.n_bytes)} in {event.store} after {format_seconds(event.seconds)}"

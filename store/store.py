@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .comparisons.store_differences import StoreDifference
     from .patterns import Pattern
     from .queries.dependency_relations import RelationAtlas
+    from .queries.head_roles import HeadRoles
     from .queries.minimal_pairs import Contrast
     from .queries.pattern_search import SearchResult
     from .queries.query_by_example import LikeResult
@@ -250,6 +251,23 @@ class Store(Snapshot):
         from .queries.dependency_relations import relation_atlas
 
         return relation_atlas(self, score, site, merge, subtypes=subtypes, unit=unit, on_progress=on_progress)
+
+    def roles(self, site: str | None = None, *, least_mass: float = 0.3, unit: str | None = None) -> HeadRoles:
+        """Find the heads that have a role: previous token, induction, syntactic relations, sinks and others.
+
+        A head has a role if its attention on the role's pattern exceeds the role's null (q < 0.05) and its mass is at
+        least `least_mass`. `headatlas.store.queries.head_roles.head_roles` also takes progress.
+
+        Raises
+        ------
+        ConfigError
+            `least_mass` is not between 0 and 1.
+        NotFoundError
+            There is no such site or unit, or the store keeps no attention.
+        """
+        from .queries.head_roles import head_roles
+
+        return head_roles(self, site, least_mass=least_mass, unit=unit)
 
     def diff(
         self,

@@ -48,7 +48,6 @@ def annotate(
     Example: [bold]headatlas annotate traces/ewt parsed.conllu --name upos2 --column upos[/bold]
     """
     from headatlas.store.errors import ConfigError
-    from headatlas.store.files.locations import local_folder
     from headatlas.store.reading.snapshot import open_snapshot
     from headatlas.store.writing.annotate import annotate_store, remove_annotation
 
@@ -62,7 +61,7 @@ def annotate(
             raise ConfigError("FILE is missing; expected headatlas annotate STORE FILE --name NAME.")
         kind, values = read_annotation_file(file, column or name, kind)
         opened = annotate_store(
-            open_snapshot(local_folder(store)),
+            open_snapshot(store),
             name,
             values,
             kind=kind,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headatlas.store.commands.cluster import ClusterTarget, InsecureCluster, Workers, cluster_options
 from headatlas.store.commands.options import AsJson, IgnoreSpace
 from headatlas.store.schema.omissions import Omission, Omissions, count_by_reason
 from headatlas.store.schema.renamed import read_renamed
@@ -34,7 +35,9 @@ ConfigArgument = Annotated[
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", metavar="STORE", help="Folder to write to, instead of store.path.", show_default=False),
+    typer.Option(
+        "--out", metavar="STORE", help="Folder or s3:// URL to write to, instead of store.path.", show_default=False
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -82,6 +85,9 @@ def run(
             "stores that `headatlas merge` joins.",
         ),
     ] = "1/1",
+    cluster: ClusterTarget = None,
+    workers: Workers = None,
+    insecure_cluster: InsecureCluster = False,
     as_json: AsJson = False,
     repair: Annotated[
         bool,
@@ -102,6 +108,8 @@ def run(
     A job file may name several models. Each has its own store, STORE/NAME, and all stores have the same examples.
 
     Example: [bold]headatlas run demo --out traces/demo[/bold]
+
+    With four processes: [bold]headatlas run demo --out traces/demo --cluster local --workers 4[/bold]
     """
     from ..progress import open_display
     from ..tokens.batch_plan import Share
@@ -112,7 +120,15 @@ def run(
     try:
         from ..job.multi_model import run_jobs
 
-        reports = run_jobs(jobs, display, repair=repair, extend=extend, check_space=not ignore_space, share=share)
+        reports = run_jobs(
+            jobs,
+            display,
+            repair=repair,
+            extend=extend,
+            check_space=not ignore_space,
+            share=share,
+            cluster=cluster_options(cluster, workers, is_insecure_allowed=insecure_cluster),
+        )
     except KeyboardInterrupt:
         display.close()
         stores = ", ".join(str(job.store.path) for job in jobs)
@@ -208,6 +224,7 @@ def _projection_json(projection: JobProjection, job: Job, machine: Machine) -> d
         **asdict(projection),
         "raw_bytes": projection.raw_bytes,
         "stored_bytes": projection.stored_bytes,
+        "n_files": projection.n_files,
         "peak_bytes": projection.peak_bytes,
         "machine": asdict(machine),
         "limits": list(projection.limits(machine)),
@@ -231,8 +248,9 @@ def _print_projection(projection: JobProjection, job: Job, machine: Machine) -> 
     sites = "; ".join(f"{site.name}: {site.n_layers} layers x {site.n_heads} heads" for site in job.spec.sites)
     console.print(f"[bold]{job.loaded.identity.name}[/bold] ({sites}) → {job.path}", highlight=False)
     console.print(
-        f"{projection.n_examples:,} examples, {tokens}, in {projection.n_segments} segments and {projection.n_batches} batches "
-        f"({projection.wasted_tokens:.1%} of computed tokens are padding)",
+        f"{projection.n_examples:,} examples, {tokens}, in {projection.n_segments} segments ({projection.n_files:,} files) and "
+        f"{projection.n_batches} batches ("
+        f"{projection.wasted_tokens:.1%} of computed tokens are padding)",
         highlight=False,
     )
     lines = [*chain.from_iterable(job.notes.values()), *map(str, _left_out(job)), *read_renamed(job.provenance).lines()]

@@ -292,12 +292,17 @@ def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
         ],
         "left_out": job.left_out.to_json(),
         "renamed": corpus.renamed.model_dump(mode="json", exclude_defaults=True),
-        "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
+        "libraries": library_versions() | {"python": platform.python_version()},
         "device": ", ".join(job.config.run.devices) or str(job.loaded.model.device),
         **({"accelerator": accelerator} if accelerator else {}),
         "machine": {"system": platform.system(), "processor": platform.machine(), "processors": os.cpu_count()},
         "capture": job.spec.capture,
     }
+
+
+def library_versions() -> dict[str, str | None]:
+    """Return the versions of the libraries that compute a job; None for those that are not installed."""
+    return {name: _version(name) for name in _LIBRARIES}
 
 
 def _version(name: str) -> str | None:

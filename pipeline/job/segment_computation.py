@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from headatlas.store.errors import BudgetError
-from headatlas.store.files.manifest import Dropped, SegmentEntry
+from headatlas.store.files.manifest import Dropped, SegmentEntry, Skipped
 from headatlas.store.schema.example_sizes import example_bytes
 
 from ..calls.batch import Batch
@@ -41,6 +41,14 @@ class ComputedSegment:
     """Reasons for skipped examples, by number in the store."""
     replaced_entry: SegmentEntry | Dropped | None = None
     """Manifest entry that this segment replaces in a repair; None in a normal run."""
+
+    def skipped_rows(self) -> list[Skipped]:
+        """Return the rows of the manifest for the skipped examples."""
+        first = self.segment.first_example
+        return [
+            Skipped(example=number, id=self.examples[number - first].example.id, reason=reason)
+            for number, reason in sorted(self.skipped.items())
+        ]
 
 
 def compute_segment(

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from headatlas.store.errors import located
+from headatlas.store.files.locations import open_source
 from headatlas.store.files.manifest import manifest_numbers, now
 from headatlas.store.reading.snapshot import Snapshot, open_snapshot
 from headatlas.store.schema.corpus_parts import CorpusPart
@@ -61,7 +62,7 @@ def choose_groups(
     """
     path = config.store.path
     assert path is not None, "load_config gives every job a store"
-    if not (extend and path.is_dir() and manifest_numbers(path)):
+    if not (extend and manifest_numbers(open_source(path))):
         return JobGroups([Group(0, 0, list(range(len(examples))))])
     store = open_snapshot(path)
     with located(store.location):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ConfigError
+from .cluster import ClusterTarget, InsecureCluster, Workers, cluster_options, open_cluster
 from .comparison_tables import print_correlation, print_split, print_versus
 from .example_hits import print_hits
 from .options import (
@@ -27,7 +28,6 @@ from .options import (
     read_pattern,
 )
 from .printing import first_rows, incomplete_text, output_console, print_csv, print_table
-from .scheduler import cluster
 
 if TYPE_CHECKING:
     from ..patterns import Pattern
@@ -72,15 +72,9 @@ def search(
             show_default=False,
         ),
     ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            "--scheduler",
-            metavar="ADDRESS",
-            help="Run one task for each segment on this dask scheduler, whose workers open the store at the same path.",
-            show_default=False,
-        ),
-    ] = None,
+    cluster: ClusterTarget = None,
+    workers: Workers = None,
+    insecure_cluster: InsecureCluster = False,
     versus: Annotated[
         list[str] | None,
         typer.Option(
@@ -145,7 +139,7 @@ def search(
         raise ConfigError("--select chooses heads by one pattern; leave it out with --versus, --split and --correlate")
     first, second, expression = _stores_and_expression(store, expression, select, score)
     pattern = read_pattern(expression, patterns)
-    with cluster(scheduler) as client:
+    with open_cluster(cluster_options(cluster, workers, is_insecure_allowed=insecure_cluster)) as client:
         requested_basis = "approximate" if approximate else basis
         options = (pattern, site, requested_basis, client, words)
         result = search_with_progress(second, *options)

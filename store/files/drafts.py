@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import BudgetError
+from .locations import is_url
 
 _SUFFIX = ".part"
 SPACE_ADVICE = "Free space, write to another disk, or add --ignore-space (in Python check_space=False)."
@@ -110,14 +111,16 @@ def _remove_dead(folder: Path, prefix: str) -> None:
                 os.close(fd)
 
 
-def check_free_space(folder: Path, n_bytes: int, advice: str) -> None:
-    """Check that the disk of a folder, which may not exist yet, has room for `n_bytes`.
+def check_free_space(folder: str | os.PathLike[str], n_bytes: int, advice: str) -> None:
+    """Check that the disk of a folder, which may not exist yet, has room for `n_bytes`. Object stores have no limit.
 
     Raises
     ------
     BudgetError
         Less space is free. The message ends with `advice`.
     """
+    if is_url(folder):
+        return
     existing = Path(os.path.realpath(folder))
     while not existing.exists():
         existing = existing.parent

@@ -14,6 +14,7 @@ import mmap
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..errors import CorruptSegmentError, FormatError
 
+ARCHIVE_NAME = "segment.zip"
+"""Name of the file that holds all files of a segment as a ZIP archive without compression."""
 _NAME = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9._%~-]*")
 _PATH_MAX = 512
 _DIGEST = r"^[0-9a-f]{64}$"
@@ -73,13 +76,17 @@ class ObjectDamageError(CorruptSegmentError):
 
 
 class StoredObject(BaseModel):
-    """One file of a segment: its path below the segment's folder, size and hash."""
+    """One file of a segment: its path below the segment's folder, size and hash.
+
+    `offset` is the position of its bytes in the segment's archive, or None for a file of its own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     path: str
     bytes: int = Field(ge=0, lt=2**53)
     sha256: str = Field(pattern=_DIGEST)
+    offset: int | None = Field(default=None, ge=0, lt=2**53)
 
     @field_validator("path")
     @classmethod
@@ -88,6 +95,11 @@ class StoredObject(BaseModel):
             return check_path(path)
         except FormatError as error:  # pydantic reports ValueErrors
             raise ValueError(str(error)) from None
+
+    @property
+    def file_path(self) -> str:
+        """Path of the file on disk that holds the object."""
+        return self.path if self.offset is None else ARCHIVE_NAME
 
     def matches(self, data: bytes) -> bool:
         """True if `data` has the size and hash of the object."""
@@ -101,10 +113,17 @@ class HashedFile:
     hashed there while it is in the processor's cache, and written when the buffer is full. Once a buffer was full, the
     file bypasses the page cache (O_DIRECT) if the file system supports it. Copying into the page cache takes as much
     processor time as hashing, and these bytes are seldom read soon.
+
+    With `offset` the data is written into an existing file from that position. `crc32` is then the checksum that ZIP
+    uses, and the caller flushes the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o644)
+    def __init__(self, path: Path, offset: int | None = None) -> None:
+        flags = os.O_WRONLY | getattr(os, "O_CLOEXEC", 0)
+        self._fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if offset is None else 0), 0o644)
+        if offset is not None:
+            os.lseek(self._fd, offset, os.SEEK_SET)
+        self._is_part = offset is not None
         try:
             self._buffer = _free_buffers.pop()
         except IndexError:
@@ -112,7 +131,7 @@ class HashedFile:
         self._n_buffered = 0
         self._direct = False
         self._hash = hashlib.sha256()
-        self.bytes = 0
+        self.bytes = self.crc32 = 0
         self.sha256 = ""
 
     def write(self, *buffers: Buffer) -> None:
@@ -133,6 +152,8 @@ class HashedFile:
         """Hash and write the first `n_bytes` of the buffer."""
         data = self._buffer[:n_bytes]
         self._hash.update(data)
+        if self._is_part:
+            self.crc32 = zlib.crc32(data, self.crc32)
         while data:
             if self._direct and len(data) < _BLOCK_BYTES:
                 self._set_direct(on=False)
@@ -163,7 +184,10 @@ class HashedFile:
         try:
             if kind is None:
                 self._flush(self._n_buffered)
-                os.fsync(self._fd)  # after an error the write has failed: fsync must not be retried on this descriptor
+                if not self._is_part:
+                    os.fsync(
+                        self._fd
+                    )  # must not be retried on this descriptor after an error, because the data is lost
                 self.sha256 = self._hash.hexdigest()
         finally:
             os.close(self._fd)
@@ -209,27 +233,6 @@ def check_objects(root: Path, objects: Iterable[StoredObject]) -> None:
                 check_folder(root / folder, folder)
             folder = folder.rpartition("/")[0]
         check_object(root, item)
-
-
-def check_hashes(root: Path, objects: Iterable[StoredObject]) -> None:
-    """Check the presence, kind, size and hash of each object.
-
-    Raises
-    ------
-    ObjectDamageError
-        An object is missing or was changed.
-    FormatError
-        An object is not a regular file, or one of its folders is a symbolic link.
-    """
-    objects = tuple(objects)
-    check_objects(root, objects)
-    for item in objects:
-        digest = file_hash(root / item.path)
-        if digest != item.sha256:
-            raise ObjectDamageError(
-                f"object {item.path} was changed: its sha256 is {digest[:16]}…; expected {item.sha256[:16]}….",
-                object_path=item.path,
-            )
 
 
 def file_hash(path: Path) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from ..errors import ConfigError
 from .cache_folder import url_cache_folder
 from .object_source import CACHE_BYTES, LocalSource, ObjectSource
 
@@ -29,39 +28,34 @@ def open_source(
     ConfigError
         The protocol of the URL is unknown, or a package for it is missing.
     """
-    text = os.fspath(location)
+    text = location_text(location)
     if text.startswith(("file://", "local://")):
         text = unquote(text.partition("://")[2])
-    if not _is_url(text):
+    if not is_url(text):
         return LocalSource(Path(text))
-    if "://" not in text and "::" not in text:
-        raise ConfigError(
-            f"{text} is a URL that lost a slash; expected two, as in s3://bucket/traces. In Python, pass a string: a Path "
-            "drops one."
-        )
     from .remote.remote_source import RemoteSource  # imports fsspec
 
     object_folder = Path(cache_dir) if cache_dir else url_cache_folder()
     return RemoteSource(text, options or {}, cache_bytes=cache_bytes, cache_dir=object_folder)
 
 
-def _is_url(text: str) -> bool:
+def is_url(location: str | os.PathLike[str]) -> bool:
     """True if a location begins with a protocol and no folder has that name."""
+    text = os.fspath(location)
     return _URL.match(text) is not None and not Path(text.split("/", 1)[0]).is_dir()
 
 
-def local_folder(location: str | os.PathLike[str]) -> Path:
-    """Return a location as a folder of this machine that can be written to.
-
-    Raises
-    ------
-    ConfigError
-        The location is a URL. Stores can be read from URLs but not written to them.
-    """
+def location_text(location: str | os.PathLike[str]) -> str:
+    """Return a location as text. A URL gets the slashes back that a `Path` drops: s3:/bucket is s3://bucket."""
     text = os.fspath(location)
-    if _is_url(text):
-        raise ConfigError(
-            f"{text} is a URL; expected a folder, because stores are written to folders only. Write to a folder, then "
-            "copy the store to the URL (manifests last)."
-        )
-    return Path(location)
+    protocol, _, rest = text.partition(":/")
+    return (
+        f"{protocol}://{rest.lstrip('/')}"
+        if is_url(text) and "::" not in text and protocol not in ("file", "local")
+        else text
+    )
+
+
+def place_of(source: ObjectSource) -> str:
+    """Return the location of a source without links, to compare it with others."""
+    return source.location if source.folder is None else str(source.folder.resolve())

@@ -1,7 +1,7 @@
 """Access to the files of a store, in a folder of this machine or over a network (`remote/`).
 
 All readers of a store use an `ObjectSource`. File names are relative to the store and consist of plain components
-(`hashed_files.check_path`). Stores are written to folders only: writers take a path from `local_folder`.
+(`hashed_files.check_path`).
 """
 
 from __future__ import annotations
@@ -13,17 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from .hashed_files import (
-    HashedFile,
-    ObjectDamageError,
-    StoredObject,
-    check_folder,
-    check_objects,
-    check_regular,
-    fsync_folder,
-    open_regular,
-    read_small,
-)
+from .hashed_files import StoredObject, check_folder, check_objects, check_regular, open_regular, read_small
 from .manifest_names import parse_manifest_names
 
 CACHE_BYTES = 256 << 20
@@ -99,7 +89,7 @@ class ObjectSource(Protocol):
         ...
 
     def check_object(self, folder: str, item: StoredObject) -> None:
-        """Check the presence and size of one object, even if that needs a request."""
+        """Check the presence and size of one file, even if that needs a request."""
         ...
 
     def open(self, folder: str, item: StoredObject) -> ObjectFile:
@@ -110,6 +100,10 @@ class ObjectSource(Protocol):
         OSError
             The object cannot be opened. Over a network the error may come with the first read.
         """
+        ...
+
+    def open_file(self, folder: str, path: str, n_bytes: int) -> ObjectFile:
+        """Open a file of `n_bytes` below a folder, past the disk cache. Raises as `open`."""
         ...
 
     def open_seekable(self, folder: str, item: StoredObject, head_bytes: int) -> str | io.BufferedReader:
@@ -127,26 +121,27 @@ class ObjectSource(Protocol):
 class LocalFile:
     """File of this machine, read with `pread`."""
 
-    __slots__ = ("_fd", "size")
+    __slots__ = ("_fd", "_start", "size")
 
-    def __init__(self, path: str, name: str = "") -> None:
+    def __init__(self, path: str, name: str = "", part: Range | None = None) -> None:
+        """Open a file, or the `part` of it that holds an object."""
         self._fd = open_regular(path, name or path)
-        self.size = os.fstat(self._fd).st_size
+        self._start, self.size = part or (0, os.fstat(self._fd).st_size)
 
     def read_at(self, offset: int, n_bytes: int) -> bytes:
         """See `ObjectFile.read_at`."""
-        return os.pread(self._fd, n_bytes, offset)
+        return os.pread(self._fd, max(0, min(n_bytes, self.size - offset)), self._start + offset)
 
     def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
         """See `ObjectFile.read_ranges`."""
-        return (os.pread(self._fd, n_bytes, offset) for offset, n_bytes in ranges)
+        return (self.read_at(offset, n_bytes) for offset, n_bytes in ranges)
 
     def read_into(self, offset: int, parts: Sequence[memoryview | bytearray]) -> int:
         """Fill buffers one after the other, starting at `offset`, without the copy of `read_at`.
 
-        Return the number of bytes read.
+        Return the number of bytes read. The range must end inside the object.
         """
-        return os.preadv(self._fd, parts, offset)
+        return os.preadv(self._fd, parts, self._start + offset)
 
     def prefetch(self, ranges: Sequence[Range]) -> None:
         """See `ObjectFile.prefetch`. The page cache makes it unnecessary here."""
@@ -194,7 +189,12 @@ class LocalSource:
 
     def open(self, folder: str, item: StoredObject) -> LocalFile:
         """See `ObjectSource.open`."""
-        return LocalFile(f"{self.location}/{folder}/{item.path}", f"object {item.path}")
+        part = None if item.offset is None else (item.offset, item.bytes)
+        return LocalFile(f"{self.location}/{folder}/{item.file_path}", f"object {item.path}", part)
+
+    def open_file(self, folder: str, path: str, n_bytes: int) -> LocalFile:
+        """See `ObjectSource.open_file`."""
+        return LocalFile(f"{self.location}/{folder}/{path}", f"object {path}")
 
     def open_seekable(self, folder: str, item: StoredObject, head_bytes: int) -> str | io.BufferedReader:
         """See `ObjectSource.open_seekable`. Returns the path."""
@@ -209,45 +209,3 @@ class LocalSource:
 def as_source(location: Path | ObjectSource) -> ObjectSource:
     """Return the source of a folder. A source is returned unchanged."""
     return LocalSource(location) if isinstance(location, Path) else location
-
-
-def object_parts(source: ObjectSource, folder: str, item: StoredObject) -> Iterator[bytes]:
-    """Read an object in parts of a few MiB.
-
-    Raises
-    ------
-    OSError
-        The object cannot be opened.
-    """
-    with source.open(folder, item) as file:
-        for start in range(0, item.bytes, PART_BYTES):
-            yield file.read_at(start, min(PART_BYTES, item.bytes - start))
-
-
-def copy_objects(source: ObjectSource, folder: str, target: Path, objects: Iterable[StoredObject]) -> None:
-    """Copy files of a store into a new folder, compare each with its size and hash, and fsync them.
-
-    Raises
-    ------
-    ObjectDamageError
-        A file does not have the listed size and hash.
-    """
-    folders = {target: None}
-    target.mkdir()
-    for item in objects:
-        path = target / item.path
-        for parent in reversed(path.relative_to(target).parents):
-            if target / parent not in folders:
-                (target / parent).mkdir()
-                folders[target / parent] = None
-        source.check_object(folder, item)
-        with HashedFile(path) as copy:
-            for part in object_parts(source, folder, item):
-                copy.write(part)
-        if (copy.bytes, copy.sha256) != (item.bytes, item.sha256):
-            raise ObjectDamageError(
-                f"object {item.path} was changed: its hash is not the listed one. Restore it, or drop its segment.",
-                object_path=item.path,
-            )
-    for created in reversed(folders):
-        fsync_folder(created)

@@ -63,11 +63,10 @@ MAX_TREE_DEPTH = 80
 MAX_NODES = 3_000
 
 
-def nearest(name: str, names: list[str]) -> tuple[list[str], list[str]]:
-    """Return the names closest to `name`, best first, and all `names` with the closest in front."""
+def nearest(name: str, names: list[str]) -> list[str]:
+    """Return the names closest to `name`, best first."""
     folded = {k.casefold(): k for k in reversed(names)}
-    close = [folded[n] for n in difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.6)]
-    return close, close + [k for k in names if k not in close]
+    return [folded[n] for n in difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.6)]
 
 
 class Definition(Protocol):
@@ -308,12 +307,10 @@ class _Parser:
             arguments = self.arguments(lexeme.text, definition.parameters) if self.is_now("(") else {}
             body = definition.bound(arguments)
             return Named(lexeme.text, body, tuple(arguments.items()), span=self.span(lexeme))
-        close, ordered = nearest(lexeme.text, [*self.names, *SIDES])
-        suggestion = f"did you mean {close[0]}? " if close else ""
-        patterns = ", ".join(name for name in ordered if name not in SIDES)
+        close = nearest(lexeme.text, [*self.names, *SIDES])
+        hint = f"did you mean {close[0]}?" if close else "headatlas patterns lists the names."
         raise self.error_at(
-            f"no pattern is called {lexeme.text!r}; {suggestion}Known: {patterns}. "
-            "Fields are written query.text, key.position, example.id",
+            f"no pattern is called {lexeme.text!r}; {hint} Fields are written query.text, key.position, example.id",
             lexeme,
             tuple(close),
         )
@@ -355,7 +352,7 @@ class _Parser:
             return self.unexpected(f"an argument of {name} ({signature or 'it has none'})")
         if is_double:
             return self.error_at(f"{lexeme.text} occurs twice; write it once", lexeme)
-        close = tuple(nearest(lexeme.text, list(parameters))[0])
+        close = tuple(nearest(lexeme.text, list(parameters)))
         return self.error_at(f"{name} has no parameter {lexeme.text!r}; it has {signature or 'none'}", lexeme, close)
 
 

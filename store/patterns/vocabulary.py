@@ -57,6 +57,10 @@ class Vocabulary:
         return {"query": self.query, "key": self.key, "example": self.example}[side]
 
 
+SHOWN_FIELDS = 8
+"""Most fields that an error lists if none has a similar name; those of the corpus come first."""
+
+
 def _add(fields: dict[str, Field], field: Field) -> None:
     """Add a column. A column that is text in any segment is text in all."""
     previous = fields.get(field.name)
@@ -137,11 +141,10 @@ class Checker:
         field = fields.get(node.name)
         if field is not None:
             return field.kind
-        close, ordered = nearest(node.name, list(fields))
-        suggestion = f"did you mean {close[0]}? " if close else ""
-        raise self.error_at(
-            f"{node.side} has no field {node.name!r}; {suggestion}Known: {', '.join(ordered)}", node, tuple(close)
-        )
+        close = nearest(node.name, list(fields))
+        known = sorted(fields, key=lambda name: name in TOKEN_FIELDS or name in EXAMPLE_FIELDS)[:SHOWN_FIELDS]
+        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)} and others"
+        raise self.error_at(f"{node.side} has no field {node.name!r}; {hint}", node, tuple(close))
 
     def _named(self, node: Node, name: str, body: Node) -> None:
         text = to_text(body)

@@ -63,6 +63,8 @@ class ExampleHit:
     weight: float
     query_text: str
     key_text: str
+    is_plain: bool = True
+    """False if every match of the example has a special token, or the first token of a causal site."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -175,9 +177,13 @@ class SearchResult(ShownAsTable):
         examples: Int64[np.ndarray, "example"],
         *,
         max_pairs: int | None = None,
+        prefer_plain: bool = False,
         check: Callable[[], None] = lambda: None,
     ) -> list[ExampleHit]:
         """Return examples by their numbers, each with its strongest matching edge in one head.
+
+        With `prefer_plain` an edge of a special token, or of the first token of a causal site, counts only if the example
+        has no other match.
 
         Of an example with more than `max_pairs` pairs of positions only stored edges are read, or without them its
         first rows. `check` is called between reads and may raise an error to end them.
@@ -185,7 +191,16 @@ class SearchResult(ShownAsTable):
         position = dict(zip(self.example_mass["example"].to_numpy().tolist(), range(self.n_examples), strict=True))
         mass, rows = self._of_head(layer, head), self.example_rows[self.site.layer_index(layer)]
         return [
-            self._hit(number, layer, head, float(mass[position[number]]), int(rows[position[number]]), max_pairs, check)
+            self._hit(
+                number,
+                layer,
+                head,
+                float(mass[position[number]]),
+                int(rows[position[number]]),
+                max_pairs,
+                prefer_plain,
+                check,
+            )
             for number in examples.tolist()
         ]
 
@@ -214,6 +229,7 @@ class SearchResult(ShownAsTable):
         score: float,
         rows: int,
         max_pairs: int | None,
+        prefer_plain: bool,
         check: Callable[[], None],
     ) -> ExampleHit:
         example = self.store.examples[number]
@@ -224,6 +240,11 @@ class SearchResult(ShownAsTable):
         if self.words is None and (self.basis == "edges" or (is_long and example.segment.spec.keep.edges)):
             edges = example.edges(layer, head, self.site.name)
         q, k, largest, last_pair = 0, 0, -1.0, max_pairs if is_long and edges is None else None
+        is_plain = False
+        hidden = [table.special.copy() for table in (query, key)]
+        if self.site.causal:
+            for mask in hidden:
+                mask[:1] = True
         for matches in matcher:
             check()
             query_pos, key_pos = (
@@ -237,9 +258,12 @@ class SearchResult(ShownAsTable):
             else:
                 is_match = edges["key_pos"].to_numpy()[query_pos] == key_pos[:, None]  # [match, edge]
                 weights = np.where(is_match, edges["weight"].to_numpy()[query_pos], 0).max(axis=1)
-            best = int(np.argmax(weights))
-            if weights[best] > largest:
+            plain = ~(hidden[0][query_pos] | hidden[1][key_pos])
+            has_plain = prefer_plain and bool(plain.any())
+            best = int(np.argmax(np.where(plain, weights, -1) if has_plain else weights))
+            if (has_plain, weights[best]) > (prefer_plain and is_plain, largest):
                 q, k, largest = int(query_pos[best]), int(key_pos[best]), float(weights[best])
+                is_plain = bool(plain[best])
             if last_pair is not None and matches.last_pair >= last_pair:
                 break
         return ExampleHit(
@@ -254,6 +278,7 @@ class SearchResult(ShownAsTable):
             largest,
             query.text[q],
             key.text[k],
+            is_plain,
         )
 
     def _word_weights(self, number: int, layer: int, head: int) -> Float64[np.ndarray, "query_word key_word"]:

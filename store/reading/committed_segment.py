@@ -80,7 +80,7 @@ class CommittedSegment(Segment):
             listing = self.read_listing()
             if self._check_presence:
                 try:
-                    self.source.check_segment(self.entry.path, listing.objects)
+                    self.source.check_segment(self.entry.path, listing.files)
                 except ObjectDamageError as error:
                     lenient = CommittedSegment(self.source, self.entry, self.spec, check_presence=False)
                     error.args = (f"{error} {touched_examples_message(lenient.examples_of_object(error.object_path))}",)

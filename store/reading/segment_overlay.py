@@ -35,7 +35,7 @@ class SegmentOverlay:
         """
         with located(f"overlay {self.entry.name}"):
             listing = self.read_listing()
-            self._source.check_segment(self.entry.path, listing.objects)
+            self._source.check_segment(self.entry.path, listing.files)
             return listing
 
     def read_listing(self) -> SegmentListing:

@@ -219,6 +219,25 @@ def aggregate(
     ``"examples"`` gives every example the same weight. Examples without a value (NaN) or without rows are left out.
     `rows` has an axis `layer` if layers count different rows.
     """
+    return mean_of_sums(*weighted_sums(values, rows, average))
+
+
+def mean_of_sums(
+    total: Float[np.ndarray, "layer head"], weight: Float[np.ndarray, "layer head"]
+) -> Float[np.ndarray, "layer head"]:
+    """Divide the results of `weighted_sums`; NaN where the weight is 0."""
+    return np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
+
+
+def weighted_sums(
+    values: Float[np.ndarray, "layer head example"],
+    rows: Int[np.ndarray, "*#layer example"],
+    average: Average,
+) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
+    """Return the sum of value x weight and that of the weights, float64. Sums of parts of a corpus add up.
+
+    Arguments and errors are those of `aggregate`.
+    """
     if values.shape[2] != rows.shape[-1]:
         raise ShapeError(f"values have {values.shape[2]} examples, rows {rows.shape[-1]}; expected the same number")
     if average not in ("rows", "examples"):
@@ -227,7 +246,5 @@ def aggregate(
     present = np.isfinite(values)
     known = np.where(present, values, 0.0)
     if rows.ndim == 1:
-        total, total_weight = known @ weight, present @ weight
-    else:
-        total, total_weight = ((array @ weight[:, :, None])[:, :, 0] for array in (known, present))
-    return np.divide(total, total_weight, out=np.full(total.shape, np.nan), where=total_weight > 0)
+        return known @ weight, present @ weight
+    return (known @ weight[:, :, None])[:, :, 0], (present @ weight[:, :, None])[:, :, 0]

@@ -28,7 +28,16 @@ from ..schema.flat_rows import Rows
 from ..schema.layer_masks import LayerMask
 from ..schema.traces import Site
 from .blocks import Block, CorpusTokens, iter_blocks
-from .definitions import SINK_FREE, VARIABILITY, Average, aggregate, known_names, statistic_of
+from .definitions import (
+    SINK_FREE,
+    VARIABILITY,
+    Average,
+    aggregate,
+    known_names,
+    mean_of_sums,
+    statistic_of,
+    weighted_sums,
+)
 from .variability import corner_rows, variability_sums
 
 _VERSION = 3
@@ -89,6 +98,29 @@ def measured_statistics(
     return {name: result[name] for name in names}
 
 
+def _stored_means(
+    store: Snapshot, site: Site, names: Sequence[str], average: Average
+) -> dict[str, Float64[np.ndarray, "layer head"]]:
+    """Return corpus means of stored statistics. The values of one segment at a time are in memory."""
+    rows = {name: statistic_rows(store, site, name) for name in names}
+    sums = {name: (np.zeros((site.n_layers, site.n_heads)), np.zeros((site.n_layers, site.n_heads))) for name in names}
+    captured = {name: i for i, name in enumerate(store.spec.statistics) if name in rows and store.spec.keep.statistics}
+    n_done = 0
+    for segment in store.segments:
+        examples = slice(n_done, n_done + segment.n_examples)
+        n_done = examples.stop
+        stored = segment.statistics(site.name) if captured else None
+        for name, of_examples in rows.items():
+            values = (
+                segment.overlay_statistic(name, site.name)
+                if stored is None or name not in captured
+                else stored[captured[name]]
+            )
+            for total, part in zip(sums[name], weighted_sums(values, of_examples[..., examples], average), strict=True):
+                total += part
+    return {name: mean_of_sums(*parts) for name, parts in sums.items()}
+
+
 def _is_stored(store: Snapshot, site: Site, name: str) -> bool:
     """Return True if the store has the statistic. One that lacks later segments is computed again, where possible."""
     if name not in store.statistic_names(site.name):
@@ -117,10 +149,14 @@ def corpus_means(
         cached = read_cached_array(store, site_spec, f"mean-{average}", name, shape)
         if cached is not None:
             result[name] = cached
+    missing = [name for name in names if name not in result]
+    means = _stored_means(store, site_spec, [n for n in missing if _is_stored(store, site_spec, n)], average)
     for name, statistic_values in measured_statistics(
-        store, [name for name in names if name not in result], site_spec.name, on_progress=on_progress
+        store, [name for name in missing if name not in means], site_spec.name, on_progress=on_progress
     ).items():
-        result[name] = aggregate(statistic_values.values, statistic_values.rows, average)
+        means[name] = aggregate(statistic_values.values, statistic_values.rows, average)
+    for name, mean in means.items():
+        result[name] = mean
         write_cached_array(store, site_spec, f"mean-{average}", name, result[name])
     return {name: result[name] for name in names}
 

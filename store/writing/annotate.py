@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Shaped
 
 from ..errors import ConfigError, NotFoundError, ShapeError, located
-from ..files.locations import local_folder
 from ..files.manifest import SegmentEntry, now
 from ..files.overlays import Overlay, OverlayKind, column_overlay, statistic_overlay
 from ..patterns.token_fields import EXAMPLE_FIELDS, TOKEN_FIELDS
@@ -96,12 +94,12 @@ def remove_annotation(path: str | os.PathLike[str], name: str) -> Snapshot:
     NotFoundError
         There is no such overlay.
     """
-    store = open_snapshot(local_folder(path))
+    store = open_snapshot(path)
     name = unicodedata.normalize("NFC", name)
     if name not in {overlay.name for overlay in store.overlays}:
         names = ", ".join(overlay.name for overlay in store.overlays) or "none"
         raise NotFoundError(f"{store.location}: no added column {name!r}; it has {names}.")
-    remove_overlay(_writer(store.path, store.segments), name)
+    remove_overlay(_writer(store.location, store.segments), name)
     return store.refresh()
 
 
@@ -220,10 +218,12 @@ def _commit(
     store: Snapshot, overlay: Overlay, contents: Iterable[tuple[SegmentEntry, OverlayContents]], replace: bool
 ) -> Snapshot:
     with located(store.location):
-        commit_overlays(_writer(store.path, store.segments), [overlay], contents, "replace" if replace else "refuse")
+        commit_overlays(
+            _writer(store.location, store.segments), [overlay], contents, "replace" if replace else "refuse"
+        )
     return store.refresh()
 
 
-def _writer(path: Path, segments: Sequence[CommittedSegment]) -> StoreWriter:
+def _writer(path: str, segments: Sequence[CommittedSegment]) -> StoreWriter:
     """Return a writer with the container of the store."""
     return StoreWriter(path, container=segments[0].read_listing().container if segments else "zarr", threads=1)

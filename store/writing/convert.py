@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..files.containers.container import ContainerName
 from ..files.drafts import SPACE_ADVICE, check_free_space
-from ..files.locations import local_folder
+from ..files.locations import open_source, place_of
 from ..files.manifest import read_manifest
 from ..reading.committed_segment import CommittedSegment
 from ..reading.snapshot import open_snapshot
@@ -84,8 +84,8 @@ def convert_store(
     BudgetError
         The disk has too little free space.
     """
-    source, target = open_snapshot(path), local_folder(out)
-    if source.source.folder is not None and target.absolute().resolve() == source.path.resolve():
+    source, target = open_snapshot(path), open_source(out)
+    if place_of(source.source) == place_of(target):
         raise ConfigError(f"{out} is the store itself; expected another folder for the copy.")
     manifest = source.manifest
     containers = sorted({segment.read_listing().container for segment in source.segments})
@@ -103,7 +103,7 @@ def convert_store(
         made_from["kept"] = {"before": manifest.spec.keep.model_dump(), "after": spec.keep.model_dump()}
         made_from["attention_error"] = {"before": manifest.spec.attention_error, "after": spec.attention_error}
     writer = StoreWriter.create(
-        target,
+        out,
         spec=spec,
         provenance={**manifest.provenance, "made_from": made_from},
         n_examples_planned=manifest.n_examples_planned,
@@ -116,7 +116,7 @@ def convert_store(
     existing, n_done = writer.committed, 0
     if check_space:
         pending = [segment for segment in source.segments if segment.index not in existing]
-        check_free_space(target, sum(_expected_bytes(segment, spec) for segment in pending), SPACE_ADVICE)
+        check_free_space(out, sum(_expected_bytes(segment, spec) for segment in pending), SPACE_ADVICE)
     on_segment(len(existing), len(source.segments))
     starts = [segment.first_example for segment in source.segments]
     for number, segment in enumerate(source.segments):
@@ -136,7 +136,7 @@ def convert_store(
         ]
         commit_overlays(writer, source.overlays, contents, "complete")
     writer.record_removals(skipped=manifest.skipped, dropped=manifest.dropped)  # for ranges without a segment
-    result = open_snapshot(target)
+    result = open_snapshot(out)
     return Conversion(
         path=source.location,
         out=result.location,

@@ -18,7 +18,6 @@ from ..codecs.array_layout import SegmentArray
 from ..codecs.sparse_rows import entries_of_rows
 from ..errors import ConfigError, NotFoundError
 from ..files.containers.container import long_axis
-from ..files.locations import local_folder
 from ..files.manifest import Dropped, Skipped
 from ..files.overlays import Overlay, column_overlay, statistic_overlay
 from ..reading.committed_segment import CommittedSegment
@@ -60,11 +59,11 @@ def drop_from_store(
     NotFoundError
         There is no such example or segment.
     """
-    store = open_snapshot(local_folder(path))
+    store = open_snapshot(path)
     by_index = {segment.index: segment for segment in store.segments}
     for index in segments:
         if index not in by_index:
-            raise NotFoundError(f"{store.path}: no segment {index}; there are {', '.join(map(str, by_index))}.")
+            raise NotFoundError(f"{store.location}: no segment {index}; there are {', '.join(map(str, by_index))}.")
     skipped_numbers = {row.example for row in store.manifest.skipped}
     rows_by_segment: dict[int, set[int]] = {}
     for example in examples:
@@ -74,9 +73,9 @@ def drop_from_store(
             rows_by_segment.setdefault(segment.index, set()).add(number - segment.first_example)
     entries = [by_index[index].entry for index in sorted(set(segments))]
     if not rows_by_segment and not entries:
-        raise ConfigError(f"{store.path}: nothing to drop; expected examples or segments that the store has.")
+        raise ConfigError(f"{store.location}: nothing to drop; expected examples or segments that the store has.")
     container = next(iter(by_index.values())).read_listing().container if rows_by_segment else "zarr"
-    writer = StoreWriter(store.path, **({"container": container, "threads": None} | options))
+    writer = StoreWriter(store.location, **({"container": container, "threads": None} | options))
     skipped = [
         Skipped(example=by_index[index].first_example + row, id=by_index[index].ids()[row], reason=reason)
         for index, rows in sorted(rows_by_segment.items())
@@ -85,7 +84,7 @@ def drop_from_store(
     dropped = [Dropped(index=e.index, first_example=e.first_example, n_examples=e.n_examples) for e in entries]
     manifest = writer.replace(_replacements(store, rows_by_segment), skipped=skipped, dropped=dropped)
     return Drop(
-        str(store.path), manifest.number, tuple(row.example for row in skipped), tuple(row.index for row in dropped)
+        store.location, manifest.number, tuple(row.example for row in skipped), tuple(row.index for row in dropped)
     )
 
 

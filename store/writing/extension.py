@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError, located
-from ..files.leases import dead_folders, private_folder
-from ..files.locations import local_folder
 from ..files.manifest import Manifest
 from ..schema.corpus_parts import CorpusPart
 from ..schema.traces import TraceSpec
@@ -71,15 +68,13 @@ def extend_store(
     ConfigError
         The specifications differ, or another writer extended the store by other examples in the meantime.
     """
-    folder = local_folder(path)
-    with located(str(folder)):
-        for dead in dead_folders(folder / "tmp"):
-            shutil.rmtree(dead, ignore_errors=True)
-        writer = StoreWriter(folder, container=container, threads=None, on_step=on_step)
+    with located(os.fspath(path)):
+        writer = StoreWriter(path, container=container, threads=None, on_step=on_step)
+        writer.target.remove_drafts()
         before, after = (value.model_dump(mode="json") for value in (writer.manifest.spec, spec))
         check_same("spec", before, after, *_LABELS, "Use another output folder, or the job file that made it.")
         if part is not None:
-            with private_folder(folder) as private:
+            with writer.target.private() as private:
                 newest = writer.change(private, lambda manifest: _extended(manifest, part)).extensions[-1:]
             if [row.model_copy(update={"created": part.created}) for row in newest] != [part]:
                 raise ConfigError(

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from ..errors import ConfigError, FormatError, HeadAtlasError
 from ..files.hashed_files import open_regular
-from ..files.leases import lease_manifest
 from ..files.manifest import (
     N_RECENT_MANIFESTS,
     Manifest,
@@ -28,9 +27,9 @@ from ..files.manifest import (
     ParentManifest,
     manifest_name,
     manifest_numbers,
-    publish,
     read_manifest,
 )
+from .targets import StoreTarget
 
 _TRIES = 1000
 
@@ -38,17 +37,17 @@ _TRIES = 1000
 class NewestManifest:
     """Newest manifest of a store. `on_step` is called with the steps of a commit."""
 
-    def __init__(self, path: Path, on_step: Callable[[str], None]) -> None:
-        self._path, self._on_step = path, on_step
-        self.manifest, self.sha256 = read_manifest(path)
+    def __init__(self, target: StoreTarget, on_step: Callable[[str], None]) -> None:
+        self._target, self._source, self._on_step = target, target.source, on_step
+        self.manifest, self.sha256 = read_manifest(target.source)
 
     def refresh(self) -> Manifest:
         """Read the newest manifest if it has changed, and return it."""
-        while (numbers := manifest_numbers(self._path))[-1:] != [self.manifest.number]:
+        while (numbers := manifest_numbers(self._source))[-1:] != [self.manifest.number]:
             try:
-                self.manifest, self.sha256 = read_manifest(self._path)
+                self.manifest, self.sha256 = read_manifest(self._source)
             except HeadAtlasError:
-                if manifest_numbers(self._path)[-1:] == numbers[-1:]:
+                if manifest_numbers(self._source)[-1:] == numbers[-1:]:
                     raise  # else another commit removed it in the meantime: retry
         return self.manifest
 
@@ -67,20 +66,21 @@ class NewestManifest:
                 manifest = following(self.manifest, self.sha256)
                 if manifest is None:
                     return False
-                sha256 = publish(self._path, private, manifest, self._on_step)
-                lease = None if sha256 is None else lease_manifest(self._path, manifest.number)
+                sha256 = self._target.publish(private, manifest, self._on_step)
+                lease = None if sha256 is None else self._target.lease(manifest.number)
             try:
                 if sha256 is not None and self._is_in_chain(manifest.number, sha256):
                     self.manifest, self.sha256 = manifest, sha256
                     self.refresh()
                     self._on_step("committed")
-                    thin_manifests(self._path, self.manifest)
+                    if self._source.folder is not None:  # without locks the readers of a manifest are unknown
+                        thin_manifests(self._source.folder, self.manifest)
                     return True
             finally:
                 if lease is not None:
                     os.close(lease)
             if sha256 is not None:  # the commit reused the number of a removed manifest
-                (self._path / manifest_name(manifest.number)).unlink(missing_ok=True)
+                self._target.withdraw(manifest.number)
         raise ConfigError(
             f"other writers committed first {_TRIES} times; expected fewer writers. Start fewer processes."
         )
@@ -92,13 +92,13 @@ class NewestManifest:
         caller holds the manifest, so that it and the next one are not removed.
         """
         while True:
-            later = [n for n in manifest_numbers(self._path) if n > number]
+            later = [n for n in manifest_numbers(self._source) if n > number]
             if not later:
                 return True
             try:
-                parent = read_manifest(self._path, later[0])[0].parent
+                parent = read_manifest(self._source, later[0])[0].parent
             except HeadAtlasError:
-                if later[0] in manifest_numbers(self._path):
+                if later[0] in manifest_numbers(self._source):
                     raise  # else it was removed in the meantime: retry
                 continue
             return parent == ParentManifest(number=number, sha256=sha256)
@@ -107,9 +107,9 @@ class NewestManifest:
     def _hold_newest(self) -> Iterator[None]:
         """Read the newest manifest. During the block its number and the next one are not reused."""
         while True:
-            lease = lease_manifest(self._path, self.refresh().number)
+            lease = self._target.lease(self.refresh().number)
             try:
-                if manifest_numbers(self._path)[-1:] == [self.manifest.number]:
+                if manifest_numbers(self._source)[-1:] == [self.manifest.number]:
                     yield
                     return
             finally:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..files.drafts import SPACE_ADVICE, check_free_space
-from ..files.locations import local_folder
+from ..files.locations import open_source, place_of
 from ..files.manifest import Dropped, Manifest, Skipped, read_manifest
 from ..reading.committed_segment import CommittedSegment
 from ..reading.snapshot import Snapshot, open_snapshot
@@ -65,8 +65,7 @@ def merge_stores(
         The disk has too little free space, and `check_space` is True.
     """
     stores = [open_snapshot(path) for path in paths]
-    locations = {store.location if store.source.folder is None else str(store.path.resolve()) for store in stores}
-    if len(locations | {str(local_folder(out).absolute().resolve())}) != len(stores) + 1:
+    if len({place_of(source) for source in (*(store.source for store in stores), open_source(out))}) != len(stores) + 1:
         raise ConfigError(f"{len(stores)} stores into {out}: a folder is named twice; expected different folders.")
     if len(stores) < 2:
         raise ConfigError(f"{len(stores)} store to merge; expected at least two.")
@@ -100,7 +99,7 @@ def merge_stores(
     existing = writer.committed
     if check_space:
         n_bytes = sum(segment.entry.data_bytes for segment, index, _, _ in segments if index not in existing)
-        check_free_space(local_folder(out), n_bytes, SPACE_ADVICE)
+        check_free_space(out, n_bytes, SPACE_ADVICE)
     for number, (segment, index, first_example, skipped) in enumerate(segments):
         on_segment(number, len(segments))
         if index not in existing:
@@ -117,7 +116,7 @@ def merge_stores(
         commit_overlays(writer, overlays.values(), contents, "complete")
     writer.record_removals(skipped=skipped_rows, dropped=dropped)
     result = open_snapshot(out)
-    return Merge(str(result.path), len(stores), len(result.segments), result.n_examples, append)
+    return Merge(result.location, len(stores), len(result.segments), result.n_examples, append)
 
 
 _NumberedSegment = tuple[CommittedSegment, int, int, list[Skipped]]

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Literal
 
 from ..errors import ConfigError
-from ..files.leases import private_folder
 from ..files.manifest import Manifest, SegmentEntry
 from ..files.overlays import Overlay
 from .overlay_writer import OverlayContents, write_overlays
@@ -38,7 +37,7 @@ def commit_overlays(
         exists already.
     """
     infos = {overlay.name: overlay for overlay in overlays}
-    with private_folder(writer.path) as private:
+    with writer.target.private() as private:
         written = {entry.index: (entry, write_overlays(writer, private, entry, part)) for entry, part in contents}
 
         def change(manifest: Manifest) -> dict[str, object] | None:
@@ -76,5 +75,5 @@ def remove_overlay(writer: StoreWriter, name: str) -> Manifest:
         )
         return {"segments": segments, "overlays": tuple(row for row in manifest.overlays if row.name != name)}
 
-    with private_folder(writer.path) as private:
+    with writer.target.private() as private:
         return writer.change(private, change)

@@ -12,12 +12,14 @@ from typing import Protocol
 from ..codecs.array_layout import SegmentArray
 from ..errors import ConfigError
 from ..files.containers.container import SegmentListing
-from ..files.hashed_files import check_hashes, fsync_folder, read_small
+from ..files.containers.segment_files import check_hashes
+from ..files.hashed_files import read_small
 from ..files.manifest import SegmentEntry
 from ..files.overlays import Overlay, OverlayEntry, overlay_folder, statistic_overlay
 from ..reading.committed_segment import CommittedSegment
 from ..reading.listed_arrays import LISTING_MAX_BYTES
-from .commit import rename_draft, seal
+from .commit import seal
+from .targets import StoreTarget
 
 OverlayContents = Mapping[str, Mapping[str, SegmentArray]]
 """Arrays of the overlays of a segment, by overlay and path."""
@@ -27,7 +29,9 @@ class SegmentDrafter(Protocol):
     """Part of a `StoreWriter` that writes the files of overlays."""
 
     @property
-    def path(self) -> Path: ...  # noqa: D102
+    def path(self) -> str | Path: ...  # noqa: D102
+
+    target: StoreTarget
 
     def draft(  # noqa: D102
         self,
@@ -66,18 +70,16 @@ def write_overlays(
         listing = writer.draft(folder, entry.index, entry.first_example, entry.n_examples, entry.n_tokens, arrays)
         document = seal(folder / "segment", listing)
         sha256 = hashlib.sha256(document).hexdigest()
-        target = writer.path / overlay_folder(entry.index, sha256)
-        if not target.parent.is_dir():
-            target.parent.mkdir(exist_ok=True)
-            fsync_folder(writer.path)
-        rename_draft(folder / "segment", target, folder, partial(_is_same_overlay, target, document, listing))
+        path = overlay_folder(entry.index, sha256)
+        same = partial(_is_same_overlay, Path(writer.path) / path, document, listing)
+        writer.target.place(folder / "segment", path, folder, same)
         entries.append(
             OverlayEntry(
                 name=name,
-                path=overlay_folder(entry.index, sha256),
+                path=path,
                 bytes=len(document),
                 sha256=sha256,
-                data_bytes=sum(item.bytes for item in listing.objects),
+                data_bytes=listing.data_bytes,
             )
         )
     return tuple(entries)
@@ -87,7 +89,7 @@ def _is_same_overlay(target: Path, document: bytes, listing: SegmentListing) -> 
     """True if the existing overlay is byte for byte the same, else None."""
     if read_small(target / "segment.json", "segment.json", LISTING_MAX_BYTES) != document:
         return None
-    check_hashes(target, listing.objects)
+    check_hashes(target, listing)
     return True
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,23 +23,22 @@ from ..codecs.array_layout import SegmentArray
 from ..errors import ConfigError, located
 from ..files.containers.container import ArrayEntry, SegmentListing
 from ..files.containers.formats import container_of
+from ..files.containers.segment_files import check_hashes, copy_files
 from ..files.containers.task_pool import TaskPool
-from ..files.hashed_files import check_hashes, read_small
-from ..files.leases import create_folders, dead_folders, private_folder
-from ..files.locations import local_folder
-from ..files.manifest import Dropped, Manifest, SegmentEntry, Skipped, manifest_numbers, now, publish, segment_path
-from ..files.object_source import LocalSource, copy_objects
+from ..files.hashed_files import read_small
+from ..files.manifest import Dropped, Manifest, SegmentEntry, Skipped, manifest_numbers, now, segment_path
 from ..reading.committed_segment import CommittedSegment
 from ..reading.listed_arrays import LISTING_MAX_BYTES
 from ..schema.corpus_parts import CorpusPart
 from ..schema.text_tables import SegmentTables
 from ..schema.traces import FORMAT_NAME, FORMAT_VERSION, TraceSpec
 from .array_attributes import array_attributes
-from .commit import rename_draft, seal
+from .commit import seal
 from .job_identity import check_identity
 from .manifest_chain import NewestManifest
 from .overlay_writer import OverlayContents, write_overlays
 from .segment_contents import segment_contents, trace_contents
+from .targets import open_target
 
 STEPS = ("arrays-written", "listing-written", "renamed", "manifest-written", "manifest-linked", "committed")
 """Steps of a commit that `on_step` is called with, in order."""
@@ -60,13 +58,19 @@ class StoreWriter:
     """Writer that adds segments to a store, for one thread. Several processes can write to the same store."""
 
     def __init__(
-        self, path: Path, *, container: str, threads: int | None, on_step: Callable[[str], None] = lambda step: None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        container: str,
+        threads: int | None,
+        on_step: Callable[[str], None] = lambda step: None,
     ) -> None:
-        self.path, self.on_step = path, on_step
+        self.target = open_target(path)
+        self.on_step = on_step
         self._container = container_of(container)
         n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
         self._threads = threads or min(8, 2 * n_processors)
-        self._newest = NewestManifest(path, lambda step: self.on_step(step))
+        self._newest = NewestManifest(self.target, lambda step: self.on_step(step))
         self._notes: dict[str, list[str]] = {}
 
     @classmethod
@@ -95,11 +99,9 @@ class StoreWriter:
             The folder holds other files, or a store of another model, corpus or configuration. The message names the
             difference.
         """
-        folder = local_folder(path)
-        with located(str(folder)):
-            create_folders(folder)
-            for dead in dead_folders(folder / "tmp"):
-                shutil.rmtree(dead, ignore_errors=True)
+        target = open_target(path)
+        with located(str(target.location)):
+            target.prepare()
             first = Manifest(
                 format=FORMAT_NAME,
                 format_version=FORMAT_VERSION,
@@ -114,10 +116,10 @@ class StoreWriter:
             )
             # as it will be read, with lists instead of tuples
             first = Manifest.model_validate_json(first.model_dump_json())
-            if not manifest_numbers(folder):
-                with private_folder(folder) as private:
-                    publish(folder, private, first, on_step)
-            writer = cls(folder, container=container, threads=threads, on_step=on_step)
+            if not manifest_numbers(target.source):
+                with target.private() as private:
+                    target.publish(private, first, on_step)
+            writer = cls(path, container=container, threads=threads, on_step=on_step)
             check_identity(writer.manifest, first)
         return writer
 
@@ -131,6 +133,11 @@ class StoreWriter:
         for name, texts in self._notes.items():
             provenance[name] = list(dict.fromkeys([*provenance.get(name, ()), *texts]))
         return provenance
+
+    @property
+    def path(self) -> str | Path:
+        """Folder or URL of the store."""
+        return self.target.location
 
     @property
     def manifest(self) -> Manifest:
@@ -207,9 +214,9 @@ class StoreWriter:
     ) -> SegmentEntry:
         if index in self.committed:
             return self._entry(index)
-        with private_folder(self.path) as private:
+        with self.target.private() as private:
             listing = self.draft(private, index, first_example, n_examples, n_tokens, contents)
-            return self._commit(self._finish(private, listing), notes, private)
+            return self.commit(self.finish(private, listing), notes, private)
 
     def draft(
         self,
@@ -224,7 +231,7 @@ class StoreWriter:
         draft = private / "segment"
         draft.mkdir()
         with TaskPool(self._threads, thread_name_prefix="headatlas-encode") as pool:
-            objects = self._container.write(draft, contents, pool)
+            files = self._container.write(draft, contents, pool)
         self.on_step("arrays-written")
         return SegmentListing(
             format_version=FORMAT_VERSION,
@@ -234,15 +241,21 @@ class StoreWriter:
             n_examples=n_examples,
             n_tokens=n_tokens,
             arrays=tuple(ArrayEntry.of(item.layout) for item in contents.values()),
-            objects=tuple(sorted(objects, key=lambda item: item.path)),
+            objects=tuple(sorted(files.objects, key=lambda item: item.path)),
+            archive=files.archive,
         )
 
-    def _finish(self, private: Path, listing: SegmentListing, *, is_replacement: bool = False) -> SegmentEntry:
-        """Move a complete draft into the store. No manifest lists it yet."""
+    def finish(self, private: Path, listing: SegmentListing, *, is_replacement: bool = False) -> SegmentEntry:
+        """Move a complete draft of `draft` into the store. No manifest lists it yet."""
         draft = private / "segment"
-        entry = _entry_of(listing, seal(draft, listing), is_replacement=is_replacement)
+        document = seal(draft, listing)
+        entry = _entry_of(listing, document, is_replacement=is_replacement)
         self.on_step("listing-written")
-        entry = rename_draft(draft, self.path / entry.path, private, lambda: self._existing(entry)) or entry
+        try:
+            entry = self.target.place(draft, entry.path, private, lambda: self._existing(entry)) or entry
+        except FileExistsError:  # in an object store: another writer's segment
+            entry = _entry_of(listing, document, is_replacement=True)
+            self.target.place(draft, entry.path, private, lambda: self._existing(entry))
         self.on_step("renamed")
         return entry
 
@@ -260,10 +273,10 @@ class StoreWriter:
         with located(f"{self.path}, segment {index}"):
             if index in self.committed:
                 return self._entry(index)
-            with private_folder(self.path) as private:
-                copy_objects(segment.source, segment.entry.path, private / "segment", listing.objects)
+            with self.target.private() as private:
+                copy_files(segment.source, segment.entry.path, private / "segment", listing)
                 self.on_step("arrays-written")
-                return self._commit(self._finish(private, listing), tuple(skipped), private)
+                return self.commit(self.finish(private, listing), tuple(skipped), private)
 
     def replace(
         self,
@@ -283,7 +296,7 @@ class StoreWriter:
             Another writer changed one of the segments in the meantime.
         """
         skipped, dropped = tuple(skipped), tuple(dropped)
-        with located(str(self.path)), private_folder(self.path) as private:
+        with located(str(self.path)), self.target.private() as private:
             entries: dict[int, tuple[SegmentEntry | Dropped, SegmentEntry]] = {}
             for part in parts:
                 before = part.before
@@ -292,13 +305,13 @@ class StoreWriter:
                 n_tokens = {name: len(tokens) for name, tokens in part.tables.tokens.items()}
                 contents = segment_contents(self.manifest.spec, part.tables, part.arrays)
                 listing = self.draft(folder, before.index, before.first_example, before.n_examples, n_tokens, contents)
-                after = self._finish(folder, listing, is_replacement=True)
+                after = self.finish(folder, listing, is_replacement=True)
                 if part.overlays is not None:
                     overlays = write_overlays(self, private, after, part.overlays)
                 else:
                     overlays = before.overlays if isinstance(before, SegmentEntry) else ()
                 entries[before.index] = (before, after.model_copy(update={"overlays": overlays}))
-            return self.change(private, lambda newest: self._replacing_fields(newest, entries, skipped, dropped))
+            return self.change(private, lambda newest: self.replacing_fields(newest, entries, skipped, dropped))
 
     def record_removals(self, *, skipped: Iterable[Skipped], dropped: Iterable[Dropped]) -> None:
         """Commit the skipped examples and dropped segments of the original stores that are not in the manifest yet."""
@@ -321,7 +334,7 @@ class StoreWriter:
         self._newest.commit(private, following)
         return self.manifest
 
-    def _replacing_fields(
+    def replacing_fields(
         self,
         newest: Manifest,
         placed: Mapping[int, tuple[SegmentEntry | Dropped, SegmentEntry]],
@@ -347,7 +360,7 @@ class StoreWriter:
 
     def _existing(self, entry: SegmentEntry) -> SegmentEntry | None:
         """Return the entry of the segment that another process wrote in the same folder, or None if it differs."""
-        folder = self.path / entry.path
+        folder = Path(self.path) / entry.path
         document = read_small(folder / "segment.json", "segment.json", LISTING_MAX_BYTES)
         existing = _entry_of(SegmentListing.from_bytes(document), document, is_replacement=entry.is_replacement)
         if entry.is_replacement and existing != entry:
@@ -355,18 +368,20 @@ class StoreWriter:
         names = ("index", "first_example", "n_examples", "n_tokens")
         if any(getattr(existing, name) != getattr(entry, name) for name in names):
             return None
-        check_hashes(folder, SegmentListing.from_bytes(document).objects)
-        _ = CommittedSegment(LocalSource(self.path), existing, self.manifest.spec).layouts
+        check_hashes(folder, SegmentListing.from_bytes(document))
+        _ = CommittedSegment(self.target.source, existing, self.manifest.spec).layouts
         return existing
 
-    def _commit(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], private: Path) -> SegmentEntry:
+    def commit(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], private: Path) -> SegmentEntry:
+        """List a segment that is in its place. Return the committed entry, which may be that of a faster writer."""
+
         def add(newest: Manifest) -> dict[str, Any] | None:
             if any(row.index == entry.index for row in (*newest.segments, *newest.dropped)):
                 return None
             segments = tuple(sorted((*newest.segments, entry), key=lambda e: e.index))
             return {
                 "segments": segments,
-                "skipped": (*newest.skipped, *skipped),
+                "skipped": tuple(sorted((*newest.skipped, *skipped), key=lambda row: row.example)),
                 "provenance": self._new_provenance(newest),
             }
 
@@ -392,5 +407,5 @@ def _entry_of(listing: SegmentListing, document: bytes, *, is_replacement: bool 
         n_tokens=listing.n_tokens,
         bytes=len(document),
         sha256=sha256,
-        data_bytes=sum(item.bytes for item in listing.objects),
+        data_bytes=listing.data_bytes,
     )

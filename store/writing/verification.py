@@ -6,19 +6,21 @@ cannot be decoded.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, RemoteError
+from ..files.containers.container import SegmentListing
+from ..files.containers.segment_files import archive_hash, archive_hashes, object_hash
 from ..files.containers.task_pool import TaskPool
-from ..files.hashed_files import StoredObject, UnexpectedFileError, is_damage
+from ..files.hashed_files import ObjectDamageError, StoredObject, UnexpectedFileError, is_damage
 from ..files.locations import open_source
 from ..files.manifest import Manifest, SegmentEntry, lost_manifest, read_latest, read_manifest
 from ..files.manifest_names import LATEST_MAX_BYTES, LATEST_NAME, Latest, manifest_name
-from ..files.object_source import ObjectSource, object_parts
+from ..files.object_source import ObjectSource
 from ..reading.committed_segment import CommittedSegment
 from ..reading.segment_overlay import SegmentOverlay
 
@@ -96,18 +98,15 @@ def verify_store(
                 findings.append(_finding(entry, f"{entry.path}/segment.json", str(error), _all_of(entry)))
                 continue
             n_objects += len(objects) + 1
-            n_bytes += entry.bytes + sum(item.bytes for item in objects)
+            n_bytes += entry.bytes + segment.listing.data_bytes
 
-            def check(item: StoredObject, segment: CommittedSegment = segment) -> Finding | None:
-                return _check_object(segment, item, full, on_bytes)
-
-            segment_findings = [finding for finding in pool.map(check, objects) if finding]
+            segment_findings = [
+                _finding(entry, damage.file, damage.problem, _touched_examples(segment, damage, full))
+                for damage in _damages(source, entry.path, segment.listing, full, pool, on_bytes)
+            ]
             for overlay in segment.overlays.values():
                 remedy = next((row.remedy for row in manifest.overlays if row.name == overlay.entry.name), "")
-                overlay_findings = [
-                    replace(finding, problem=f"{finding.problem} {remedy}".rstrip(), overlay=overlay.entry.name)
-                    for finding in _check_overlay(segment, overlay, full)
-                ]
+                overlay_findings = _check_overlay(segment, overlay, full, pool, remedy)
                 segment_findings += overlay_findings
                 n_objects += 0 if overlay_findings else len(overlay.read_listing().objects) + 1
                 n_bytes += overlay.entry.bytes + overlay.entry.data_bytes
@@ -177,39 +176,110 @@ def _check_parents(source: ObjectSource, manifest: Manifest) -> Iterator[Finding
             yield Finding(name, f"was changed: its sha256 is {digest[:16]}…; the next manifest says {expected[:16]}….")
 
 
-def _check_object(
-    segment: CommittedSegment, item: StoredObject, full: bool, on_bytes: Callable[[int], None]
-) -> Finding | None:
-    problem = _problem(segment, item, segment.entry.path, full)
-    on_bytes(item.bytes)
-    if problem is None:
-        return None
-    examples = segment.examples_of_object(item.path, damaged=full)
-    return _finding(segment.entry, f"{segment.entry.path}/{item.path}", problem, examples)
+class _Damage(NamedTuple):
+    file: str
+    """Path of the damaged file in the store."""
+    problem: str
+    item: StoredObject
+    """Damaged object, or the archive if all its objects may be damaged."""
+    is_harmless: bool = False
+    """True if only bytes outside the objects differ."""
 
 
-def _check_overlay(segment: CommittedSegment, overlay: SegmentOverlay, full: bool) -> list[Finding]:
-    """Return the findings of one overlay of a segment. Each touches all examples of the segment."""
-    path, touched = overlay.entry.path, _all_of(segment.entry)
+def _damages(
+    source: ObjectSource,
+    folder: str,
+    listing: SegmentListing,
+    full: bool,
+    pool: Executor,
+    on_bytes: Callable[[int], None] = lambda n: None,
+) -> Iterator[_Damage]:
+    """Yield the damage of the files of a folder. In an archive of the right size each object is compared by itself."""
+
+    def check(item: StoredObject) -> _Damage | None:
+        problem = _problem(lambda: _check_object(source, folder, listing, item, full))
+        on_bytes(item.bytes)
+        if problem is None:
+            return None
+        is_inside = item.offset is not None
+        return _Damage(f"{folder}/{item.file_path}", f"{item.path} {problem}" if is_inside else problem, item)
+
+    archive = listing.archive
+    if archive is not None:
+        problem = _problem(lambda: source.check_object(folder, archive))
+        if problem is not None:
+            on_bytes(archive.bytes)
+            yield _Damage(f"{folder}/{archive.path}", problem, archive)
+            return
+        if full and source.folder is None:  # one pass instead of a request for each object
+            yield from _archive_damages(source, folder, listing, archive)
+            on_bytes(archive.bytes)
+            return
+        if full:
+            problem = _problem(lambda: _compare_hash(archive, archive_hash(source, folder, listing)))
+            on_bytes(archive.bytes - sum(item.bytes for item in listing.objects))
+            if problem is not None:
+                yield _Damage(f"{folder}/{archive.path}", f"outside its objects {problem}", archive, is_harmless=True)
+        else:
+            on_bytes(archive.bytes)
+            return
+    yield from filter(None, pool.map(check, listing.objects))
+
+
+def _archive_damages(
+    source: ObjectSource, folder: str, listing: SegmentListing, archive: StoredObject
+) -> Iterator[_Damage]:
     try:
-        objects = overlay.read_listing().objects
+        digests = archive_hashes(source, folder, listing)
+    except (OSError, CorruptSegmentError) as error:
+        if isinstance(error, OSError) and not is_damage(error) and error.errno is not None:
+            raise
+        yield _Damage(f"{folder}/{archive.path}", f"cannot be read ({error})", archive)
+        return
+    for item in (archive, *listing.objects):
+        problem = _problem(lambda item=item: _compare_hash(item, digests[item.path]))
+        if problem is not None:
+            name = "outside its objects" if item is archive else item.path
+            yield _Damage(f"{folder}/{archive.path}", f"{name} {problem}", item, is_harmless=item is archive)
+
+
+def _touched_examples(segment: CommittedSegment, damage: _Damage, full: bool) -> range:
+    return range(0) if damage.is_harmless else segment.examples_of_object(damage.item.path, damaged=full)
+
+
+def _check_overlay(
+    segment: CommittedSegment, overlay: SegmentOverlay, full: bool, pool: Executor, remedy: str
+) -> list[Finding]:
+    """Return the findings of one overlay of a segment. Each touches all examples of the segment."""
+    path, name = overlay.entry.path, overlay.entry.name
+    try:
+        damages = list(_damages(segment.source, path, overlay.read_listing(), full, pool))
+        problems = [(damage.file, damage.problem) for damage in damages]
     except RemoteError:
         raise
     except HeadAtlasError as error:
-        return [_finding(segment.entry, f"{path}/segment.json", str(error), touched)]
-    findings = []
-    for item in objects:
-        problem = _problem(segment, item, path, full)
-        if problem is not None:
-            findings.append(_finding(segment.entry, f"{path}/{item.path}", problem, touched))
-    return findings
+        problems = [(f"{path}/segment.json", str(error))]
+    touched = _all_of(segment.entry)
+    return [_finding(segment.entry, file, f"{text} {remedy}".rstrip(), touched, name) for file, text in problems]
 
 
-def _problem(segment: CommittedSegment, item: StoredObject, folder: str, full: bool) -> str | None:
-    """Return the problem of an object in a folder, or None."""
+def _check_object(source: ObjectSource, folder: str, listing: SegmentListing, item: StoredObject, full: bool) -> None:
+    if listing.archive is None:
+        source.check_object(folder, item)
+    if full:
+        _compare_hash(item, object_hash(source, folder, item))
+
+
+def _compare_hash(item: StoredObject, sha256: str) -> None:
+    if sha256 != item.sha256:
+        message = f"was changed: its sha256 is {sha256[:16]}…; expected {item.sha256[:16]}…."
+        raise ObjectDamageError(message, object_path=item.path)
+
+
+def _problem(check: Callable[[], None]) -> str | None:
+    """Return the problem that a check of an object raises, or None."""
     try:
-        segment.source.check_object(folder, item)
-        return _hash_problem(segment, item, folder) if full else None
+        check()
     except RemoteError:
         raise
     except HeadAtlasError as error:
@@ -218,16 +288,7 @@ def _problem(segment: CommittedSegment, item: StoredObject, folder: str, full: b
         if not is_damage(error):
             raise
         return f"cannot be read ({error.strerror})"
-
-
-def _hash_problem(segment: CommittedSegment, item: StoredObject, folder: str) -> str | None:
-    digest = hashlib.sha256()
-    for part in object_parts(segment.source, folder, item):
-        digest.update(part)
-    sha256 = digest.hexdigest()
-    if sha256 == item.sha256:
-        return None
-    return f"was changed: its sha256 is {sha256[:16]}…; expected {item.sha256[:16]}…."
+    return None
 
 
 def _check_shapes(segment: CommittedSegment) -> Iterator[Finding]:
@@ -240,9 +301,9 @@ def _check_shapes(segment: CommittedSegment) -> Iterator[Finding]:
         yield _finding(segment.entry, f"{segment.entry.path}/segment.json", str(error), _all_of(segment.entry))
 
 
-def _finding(entry: SegmentEntry, name: str, problem: str, examples: range) -> Finding:
+def _finding(entry: SegmentEntry, name: str, problem: str, examples: range, overlay: str | None = None) -> Finding:
     first, last = (examples.start, examples.stop - 1) if examples else (None, None)
-    return Finding(name, problem, entry.index, first, last)
+    return Finding(name, problem, entry.index, first, last, overlay)
 
 
 def _all_of(entry: SegmentEntry) -> range:

@@ -156,6 +156,29 @@ def test_identity_is_what_decides_the_bytes(job_file):
     assert load_config(job_file, ["keep.edges=3"]).digest() != base.digest()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "cluster.kind=tcp://127.0.0.1:8786",
+        "cluster.kind=tls://example.org:8786",
+        'cluster.queue="long\\n#SBATCH --wrap=id"',
+        "cluster.account=a;id",
+        "cluster.memory=$(id)",
+        "cluster.job_script_prologue=id",
+    ],
+)
+def test_a_job_file_names_no_address_and_no_command_of_a_cluster(job_file, change):
+    with pytest.raises(ConfigError, match=r"cluster\."):
+        load_config(job_file, [change])
+
+
+def test_a_cluster_is_not_part_of_the_identity_of_a_job(job_file):
+    base = load_config(job_file)
+    changed = load_config(job_file, ["cluster.kind=slurm", "cluster.workers=3", "cluster.walltime=04:00:00"])
+    assert (changed.digest(), changed.identity()) == (base.digest(), base.identity())
+    assert changed.cluster.kind == "slurm"
+
+
 def test_every_setting_is_on_the_page_of_job_files(repository):
     page = (repository / "docs" / "jobs.md").read_text(encoding="utf-8")
     sections = {title: text for title, _, text in (part.partition("]") for part in page.split("\n## [")[1:])}

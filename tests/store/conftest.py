@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
+from segment_objects import forge_object
 from store_builder import SEGMENT, Content, make_contents, make_spec, seal_manifest, write_store
 
 from headatlas.store.files.containers.container import CONTAINERS
@@ -69,10 +70,8 @@ def forge(store_path: Path) -> Callable[..., Path]:
     def change(files: dict[str, bytes] | None = None, listing: Callable[[dict], None] = lambda document: None) -> Path:
         folder = store_path / SEGMENT
         document = json.loads((folder / "segment.json").read_bytes())
-        sizes = {item["path"]: item for item in document["objects"]}
         for name, data in (files or {}).items():
-            (folder / name).write_bytes(data)
-            sizes[name] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            forge_object(folder, document, name, data)
         listing(document)
         data = json.dumps(document).encode()
         (folder / "segment.json").write_bytes(data)

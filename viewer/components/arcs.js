@@ -4,9 +4,9 @@ import { el, fit } from "../_js/dom.js";
 // expressions that match all arcs.
 
 export const ARCS_CSS = `
-.draw { position: relative; overflow: auto hidden; flex: none; padding-top: 34px; white-space: nowrap } .draw canvas { position: absolute; left: 0; top: 0; pointer-events: none } .draw .w { display: inline-block; padding: 1px 5px; margin: 0 1px; border: 0; border-radius: 3px; background: var(--surface-2); font-size: 12.5px !important; unicode-bidi: isolate }
-.draw .w:hover { background: var(--surface-3) } .draw .w.from { box-shadow: inset 0 0 0 1.5px var(--accent) } .draw .keys { margin-top: 34px; display: block }
-.means { display: flex; gap: 6px; flex-wrap: wrap; align-items: center; font-size: 12px; min-height: 26px; overflow: auto; max-height: 52px }
+.draw { position: relative; overflow: auto; max-height: 34vh; padding-top: 30px; line-height: 40px } .draw canvas { position: absolute; left: 0; top: 0; pointer-events: none } .draw .w { display: inline-block; line-height: 20px; vertical-align: bottom; padding: 1px 5px; margin: 0 1px; border: 0; border-radius: 3px; background: var(--surface-2); font-size: 12.5px !important; unicode-bidi: isolate }
+.draw .w:hover { background: var(--surface-3) } .draw .w.from { box-shadow: inset 0 0 0 1.5px var(--accent) } .draw .keys { margin-top: 14px; display: block } .draw .side { color: var(--ink-3); font-size: 11px; margin-right: 6px } .draw .w.hid { color: var(--ink-3) }
+.means { display: flex; gap: 6px; flex-wrap: wrap; align-items: center; font-size: 12px; min-height: 26px; overflow: auto; max-height: 64px }
 `;
 
 export function arcEditor(ui, send) {
@@ -27,24 +27,25 @@ export function arcEditor(ui, send) {
   }
   function paint() {
     if (!drawn) return;
-    const p = ui.paint(), width = tokens.scrollWidth, g = fit(canvas, width, tokens.clientHeight || 90), middle = node => node.offsetLeft + node.offsetWidth / 2;
+    canvas.style.width = canvas.style.height = "0";   // else the canvas itself would set the size that is measured
+    const p = ui.paint(), g = fit(canvas, tokens.clientWidth, Math.max(tokens.scrollHeight, 60)), middle = node => node.offsetLeft + node.offsetWidth / 2;
     nodes("q").forEach((node, i) => node.classList.toggle("from", i === from));
     g.lineWidth = 1.6; g.strokeStyle = p.accent; g.fillStyle = p.accent;
     for (const [q, k] of drawn.arcs) {
       const a = nodes("q")[q], b = nodes("k")[k];
       if (!a || !b) continue;
-      const x1 = middle(a), x2 = middle(b), y1 = drawn.keys ? a.offsetTop + a.offsetHeight : 32, y2 = drawn.keys ? b.offsetTop : 32, height = drawn.keys ? 0 : Math.min(28, 10 + Math.abs(x2 - x1) * .12);
-      g.beginPath(); g.moveTo(x1, y1); g.bezierCurveTo(x1, y1 - height, x2, y2 - height, x2, y2); g.stroke();
+      const x1 = middle(a), x2 = middle(b), below = !!drawn.keys, y1 = below ? a.offsetTop + a.offsetHeight : a.offsetTop, y2 = b.offsetTop, height = below ? -12 : Math.min(26, 10 + Math.abs(x2 - x1) * .12);
+      g.beginPath(); g.moveTo(x1, y1); g.bezierCurveTo(x1, y1 - height, x2, y2 - Math.abs(height), x2, y2); g.stroke();
       g.beginPath(); g.arc(x2, y2 - 1, 3, 0, 7); g.fill();
     }
   }
-  const word = (side, label, i) => el("button.w", {"data-side": side, "data-index": i, dir: "auto", onclick: () => click(side, i)}, label);
+  const word = (side, label, i, dim) => el(`button.w${dim ? ".hid" : ""}`, {"data-side": side, "data-index": i, dir: "auto", onclick: () => click(side, i)}, label);
   return {
     box,
     show(next) {
       const fresh = !drawn || drawn.id !== next.id;
       drawn = next;
-      if (fresh) { from = null; row.replaceChildren(...next.queries.map((label, i) => word("q", label, i))); second.style.display = next.keys ? "" : "none"; second.replaceChildren(...(next.keys || []).map((label, i) => word("k", label, i))); }
+      if (fresh) { from = null; row.replaceChildren(...next.queries.map((label, i) => word("q", label, i, next.dim[0].includes(i)))); second.style.display = next.keys ? "" : "none"; second.replaceChildren(...(next.keys || []).map((label, i) => word("k", label, i, next.dim[1].includes(i)))); }
       means.replaceChildren(...(next.arcs.length ? [el("span.dim", null, "may mean"), ...(next.guesses.length ? next.guesses.map(([expression, n]) => el("button.chip", {"data-guess": expression, title: `${count(n)} pairs of this example`, onclick: () => ui.send({run: expression})}, expression, el("span.dim", {style: "margin-left:6px"}, count(n)))) : [el("span.dim", null, "nothing that all arcs have in common")]),
         el("button.btn.quiet", {onclick: () => send([])}, "Clear")] : [el("span.dim", null, `Click a token of ${next.id} that attends, then the token it attends to. Several arcs narrow it down.`)]));
       requestAnimationFrame(paint);

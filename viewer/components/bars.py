@@ -47,6 +47,14 @@ class PageLink(TypedDict):
     query: str
 
 
+class FoundFrame(TypedDict):
+    """Meanings of the text in the search box."""
+
+    text: str
+    items: list[list[str]]
+    """[kind, label, detail], the likeliest first. Enter chooses the first one."""
+
+
 class TopBarFrame(TypedDict):
     """Pages and stores to choose from."""
 
@@ -56,6 +64,7 @@ class TopBarFrame(TypedDict):
     stores: list[list[str]]
     """[name, query]."""
     drawers: list[Drawer]
+    found: NotRequired[FoundFrame]
 
 
 class TopBar(Card):
@@ -154,6 +163,17 @@ class Action(TypedDict):
     primary: bool
 
 
+class StateItem(TypedDict):
+    """Pattern to choose from."""
+
+    group: str
+    name: str
+    label: str
+    text: str
+    run: str
+    """Expression."""
+
+
 class StateFrame(TypedDict):
     """Reason for a page without a picture."""
 
@@ -163,6 +183,8 @@ class StateFrame(TypedDict):
     code: NotRequired[str]
     loading: NotRequired[bool]
     actions: NotRequired[list[Action]]
+    items: NotRequired[list[StateItem]]
+    """Patterns of the library that the store can answer."""
 
 
 class StateCard(Card):

@@ -20,7 +20,7 @@ export function proposals(text, caret, frame) {
   const field = /\b(query|key|example)\.(?:previous\.|next\.)?(\w*)$/.exec(before);
   if (field) return {from: caret - field[2].length, items: starts(frame.fields[field[1]].map(name => [name, ""]), field[2])};
   const [word] = /[a-z_]*$/.exec(before);
-  const names = [...["query.", "key.", "example."].map(name => [name, "token"]), ...WORDS.map(name => [name, ""]), ...frame.library.map(item => [item.name, "pattern"])];
+  const names = [...["query.", "key.", "example."].map(name => [name, "token"]), ...WORDS.map(name => [name, ""]), ...frame.library.map(item => [item.name, item.label])];
   return word ? {from: caret - word.length, items: starts(names, word).filter(([name]) => name !== word)} : {from: caret, items: []};
 }
 
@@ -33,7 +33,7 @@ export function completion(input, host, frameOf, changed) {
   const close = () => { list.hidden = true; list.style.display = "none"; selected = -1; };
   function draw() {
     list.hidden = !completions.items.length; list.style.display = completions.items.length ? "" : "none";
-    list.replaceChildren(...completions.items.slice(0, 40).map(([text, kind], i) => el("div", {role: "option", "aria-selected": String(i === selected), "data-completion": text, onmousedown: event => { event.preventDefault(); take(i); }}, text, el("span.what", null, kind))));
+    list.replaceChildren(...completions.items.map(([text, kind], i) => el("div", {role: "option", "aria-selected": String(i === selected), "data-completion": text, onmousedown: event => { event.preventDefault(); take(i); }}, text, el("span.what", null, kind))));
     list.style.left = `${Math.min(12 + completions.from * 8.1, Math.max(8, host.clientWidth - 430))}px`;
     list.children[selected]?.scrollIntoView({block: "nearest"});
   }
@@ -46,7 +46,7 @@ export function completion(input, host, frameOf, changed) {
   }
   function key(event) {
     if (list.hidden) return false;
-    const n = Math.min(completions.items.length, 40), step = {ArrowDown: 1, ArrowUp: -1}[event.key];
+    const n = completions.items.length, step = {ArrowDown: 1, ArrowUp: -1}[event.key];
     if (step) { selected = (selected + step + n + (selected < 0 && step < 0 ? 1 : 0)) % n; draw(); }
     else if (event.key === "Tab" || (event.key === "Enter" && selected >= 0)) take(Math.max(0, selected));
     else if (event.key === "Escape") close();

@@ -10,6 +10,7 @@ import param
 
 from headatlas.store.errors import NotFoundError
 
+from ..data.role_answers import RolesFrame
 from ..data.store_facts import FactsFrame
 from ..figures.figure_parts import Caption, Figure
 from ..figures.head_figures import AxisValues, head_map_figure, histogram_figure, scatter_figure
@@ -48,6 +49,8 @@ class HeadMapFrame(TypedDict):
     others: list[HeadStatistic]
     small: bool
     bookmarks: NotRequired[HeadBookmarks]
+    roles: NotRequired[dict[str, int]]
+    """Main role of each head that has one: the index of its colour, -1 for sinks."""
     also: NotRequired[list[str]]
     """Further selected heads."""
     stores: NotRequired[list[str]]
@@ -78,6 +81,14 @@ class HeadMap(Card):
         name = frame["title"] + (f" ({frame['unit']})" if frame["unit"] else "")
         of_store = replace(caption, head="", example="", model=frame.get("other") or caption.model)
         return head_map_figure(values, frame["layers"], frame["high"], name, of_store, width_mm)
+
+
+class Roles(Card):
+    """List of the roles that heads have. A click colours the map by the role and selects its best head."""
+
+    frame_types = (RolesFrame,)
+
+    _esm = _bundle = "roles.js"
 
 
 class Axis(TypedDict):

@@ -45,8 +45,8 @@ export function render({model, el: host}) {
     return next => {
       frame = next;
       const [low, median, upper] = frame.quartiles;
-      head.replaceChildren(el("h2", null, "Over examples"), el("span.sub.ell", null, frame.title), el("span.grow"),
-        el("span.xs.dim2.num", null, el("b.strong", null, `median ${number(median)}`), `  middle half ${number(low)}\u2013${number(upper)}${frame.unit ? ` ${frame.unit}` : ""}  \u00B7  ${count(frame.n)} of ${count(frame.n_all)} examples`),
+      head.replaceChildren(el("h2", {style: "flex:none"}, "Over examples"), el("span.sub.ell", {title: frame.title}, frame.title), el("span.grow"),
+        el("span.xs.dim2.num.ell", null, el("b.strong", null, `median ${number(median)}`), `  middle half ${number(low)}\u2013${number(upper)}${frame.unit ? ` ${frame.unit}` : ""}  \u00B7  ${count(frame.n)} of ${count(frame.n_all)} examples`),
         link(ui, ".btn", frame.query, frame.patch, null, "List them"));
       canvas.setAttribute("aria-label", `${frame.title} over ${count(frame.n)} examples: median ${number(median, 3)}, middle half ${number(low, 3)} to ${number(upper, 3)}, mean over the corpus ${number(frame.corpus, 3)}`);
       draw();

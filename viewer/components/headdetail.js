@@ -12,11 +12,11 @@ const OWN = `
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => draw());
   const tip = tooltip(root), title = el("h2", {style: "font-size:15px;font-weight:600"}), canvas = el("canvas", {role: "img"}), lower = el("div");
-  const map = el("div.map", {tabindex: 0, role: "group", "aria-label": "map of one head: rows attend to columns"}, canvas), ramp = el("canvas");
-  const body = el("div.body", null, title, map, el("div.legend", null, "0", ramp, "1", el("span.grow"), el("span", null, "rows attend to columns")), lower), card = el("section.card", {"data-picture": "one head", "data-figure": ""}, body);
+  const map = el("div.map", {tabindex: 0, role: "group", "aria-label": "map of one head: rows attend to columns"}, canvas), ramp = el("canvas"), top = el("span.num", {"data-high": ""});
+  const body = el("div.body", null, title, map, el("div.legend", null, "0", ramp, top, el("span.grow"), el("span", null, "rows attend to columns")), lower), card = el("section.card", {"data-picture": "one head", "data-figure": ""}, body);
   root.append(card);
   const table = mirror(card, "map of one head");
-  let frame = {}, width = 0, keep = {q: [], k: []}, size = 0, hover = null;
+  let frame = {}, width = 0, keep = {q: [], k: []}, size = 0, hover = null, high = 1;
   const value = (q, k) => frame.attention[q * frame.shape[1] + k];
 
   function take() {
@@ -41,7 +41,8 @@ export function render({model, el: host}) {
     keep = {q: shownCells(frame.special[0], rows, rows, model.hide_special), k: shownCells(frame.special[1], cols, cols, model.hide_special)};
     size = Math.min(width, 420);
     const height = clamp(size * keep.q.length / Math.max(1, keep.k.length), 40, 480), g = fit(canvas, size, height), scale = SCALES[model.scale];
-    const colours = codeColours(p, scale), image = mapImage((q, k) => clamp(Math.floor(Math.sqrt(value(q, k)) * 255 + .5), 0, 255), rows, cols, colours,
+    high = model.hide_special ? Math.max(1e-3, ...keep.q.map(q => keep.k.reduce((most, k) => Math.max(most, value(q, k)), 0))) : 1; top.textContent = number(high);
+    const colours = codeColours(p, w => scale(clamp(w / high, 0, 1))), image = mapImage((q, k) => clamp(Math.floor(Math.sqrt(value(q, k)) * 255 + .5), 0, 255), rows, cols, colours,
       {keepRows: keep.q, keepColumns: keep.k, causal: frame.causal, empty: grey(p["surface-2"])});
     g.imageSmoothingEnabled = image.width > size * devicePixelRatio;
     g.drawImage(image, 0, 0, size, height);

@@ -51,7 +51,13 @@ export function render({model, el: host}) {
         rectangle(x, y, wide, high, round); g.fill();
         if (s < .12 && gap) { g.strokeStyle = p.line; g.lineWidth = 1; rectangle(x + .5, y + .5, wide - 1, high - 1, round); g.stroke(); }
         if (Number.isNaN(v)) { g.strokeStyle = p["line-2"]; g.beginPath(); g.moveTo(x + 2, y + high - 2); g.lineTo(x + wide - 2, y + 2); g.stroke(); }
-        if (across >= 26 && down >= 14 && top.has(l * heads + h)) write(g, number(v), x + wide / 2, y + high / 2 + .5, {color: p.on(s), weight: 500, align: "center", size: cell < 30 ? 10 : 11});
+        if (across >= 26 && down >= 14 && !(frame.roles?.[nameOf(l, h)] >= 0) && top.has(l * heads + h)) write(g, number(v), x + wide / 2, y + high / 2 + .5, {color: p.on(s), weight: 500, align: "center", size: cell < 30 ? 10 : 11});
+      }
+      for (const [name, role] of Object.entries(frame.roles || {})) {   // a dot in the colour of the head's main role
+        const [l, h] = cellOf(name), {x, y} = cornerOf(l, h);
+        if (l < 0 || h < 0) continue;
+        const sink = role < 0, size = Math.max(1.2, Math.min(sink ? 2 : 5, cell * (sink ? .14 : .3)));   // sinks, which most heads of a causal model are, stay small and grey
+        g.fillStyle = sink ? p["ink-3"] : p.head(role); g.strokeStyle = p.surface; g.lineWidth = 1; g.beginPath(); g.arc(x + wide / 2, y + high / 2, size, 0, 7); g.fill(); if (cell > 8 && !sink) g.stroke();
       }
       for (const [name, {star}] of Object.entries(frame.bookmarks || {})) {   // a dot in the corner marks a star or a note
         const [l, h] = cellOf(name), {x, y} = cornerOf(l, h);
@@ -134,7 +140,7 @@ export function render({model, el: host}) {
         table.set(["head", frame.title, "rank", "star", "note"], order.map(i => [nameAt(i), number(frame.values[i], 3), ranks[i], bookmark(i)?.star ? "\u2605" : "", bookmark(i)?.note ?? ""]),
           order.map(i => ({head: nameAt(i), value: frame.values[i].toFixed(6)})));
       }
-      canvas.dataset.choice = frame.choice || "";
+      canvas.dataset.choice = frame.choice || ""; canvas.dataset.roles = Object.keys(frame.roles || {}).length;
       if (!frame.small) head.replaceChildren(...(frame.stores?.length ? [] : [el("h2.ell", null, frame.other || "Layers \u00D7 heads")]), ...(frame.other ? [el("span.sub.ell", null, frame.about), el("span.grow"), el("button.btn", {onclick: () => ui.go({page: "views", view: "compare", compare: "models"})}, "Compare heads"), el("button.btn.quiet", {"aria-label": "close the other model", onclick: () => ui.go({other_store: ""})}, "\u2715")]
         : [select(frame.options, frame.choice, "statistic", v => ui.go({statistic: v})), ...(frame.stores?.length ? [select([["", "beside\u2026"], ...frame.stores.map(name => [name, name])], frame.beside, "another store beside", v => ui.go({other_store: v}))] : []), el("span.grow"), legend()]));
       fromModel();

@@ -10,9 +10,9 @@ const OWN = `
 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => draw());
-  const tip = tooltip(root), title = el("span.r"), canvas = el("canvas", {role: "img"}), chips = el("div.chips"), facts = el("div.facts");
+  const tip = tooltip(root), scaleEnd = el("div.xs.dim.num", {"data-scale": ""}), canvas = el("canvas", {role: "img"}), chips = el("div.chips"), facts = el("div.facts");
   const grid = el("div.grid", {tabindex: 0, role: "group", "aria-label": "heads: rows are layers, columns are heads"}, canvas);
-  const lines = el("div"), body = el("div.body", null, el("p.sect.heads-of", null, "Heads", title), grid, chips, lines, facts), card = el("section.card", {"data-picture": "heads", "data-figure": ""}, body);
+  const lines = el("div"), body = el("div.body", null, el("p.sect.heads-of", null, "Heads"), grid, scaleEnd, chips, lines, facts), card = el("section.card", {"data-picture": "heads", "data-figure": ""}, body);
   root.append(card);
   const table = mirror(card, "weight of each head");
   let frame = {}, shape = [0, 0], names = gridNames({shape}), geometry = null, hover = null, width = 0;
@@ -21,8 +21,6 @@ export function render({model, el: host}) {
   function take() {
     frame = plain(model.frame);
     shape = frame.shape || [0, 0]; names = gridNames({...frame, shape});
-    title.textContent = frame.title || "";
-    title.title = frame.title || "";
     draw();
     const rows = [], attributes = [];
     for (let l = 0; l < shape[0]; l++) for (let h = 0; h < shape[1]; h++) { rows.push([names.name(l, h), number(value(l, h), 3)]); attributes.push({head: names.name(l, h), value: value(l, h).toFixed(6)}); }
@@ -31,17 +29,18 @@ export function render({model, el: host}) {
   function draw() {
     const [layers, heads] = shape;
     if (!width || !layers) return;
-    const p = paint(), margin = layers > 100 ? 24 : 18, top = 14, cell = clamp(Math.min(Math.floor((width - margin) / heads), Math.floor(360 / layers)), 2, 18), gap = cell >= 12 ? 1.5 : cell >= 6 ? 1 : 0;
+    const high = frame.values.reduce((most, v) => Math.max(most, v), 0) || 1, p = paint(), margin = layers > 100 ? 24 : 18, top = 14, cell = clamp(Math.min(Math.floor((width - margin) / heads), Math.floor(360 / layers)), 2, 18), gap = cell >= 12 ? 1.5 : cell >= 6 ? 1 : 0;
     geometry = {margin, top, cell};
     const g = fit(canvas, width, top + cell * layers + 3), every = cell >= 14 ? 1 : cell >= 8 ? 4 : 8, round = cell > 9 ? 2 : 0, size = cell - gap;
     for (let h = 0; h < heads; h += every) write(g, names.columns[h], margin + h * cell + size / 2, top - 7, {align: "center", color: p["ink-3"], size: 10});
     for (let l = 0; l < layers; l += every) write(g, names.rows[l], margin - 5, top + l * cell + size / 2, {align: "right", color: p["ink-3"], size: 10});
     for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
       const x = margin + h * cell, y = top + l * cell, v = value(l, h);
-      g.fillStyle = p.seq(Math.sqrt(clamp(v, 0, 1)));
+      g.fillStyle = p.seq(Math.sqrt(clamp(v / high, 0, 1)));
       g.beginPath(); g.roundRect(x, y, size, size, round); g.fill();
-      if (v < .02 && gap) { g.strokeStyle = p.line; g.lineWidth = 1; g.beginPath(); g.roundRect(x + .5, y + .5, size - 1, size - 1, round); g.stroke(); }
+      if (v < .02 * high && gap) { g.strokeStyle = p.line; g.lineWidth = 1; g.beginPath(); g.roundRect(x + .5, y + .5, size - 1, size - 1, round); g.stroke(); }
     }
+    scaleEnd.replaceChildren(el("bdi", null, frame.title || "weight"), `: 0 to ${number(high)}`);
     const ring = (name, color, outer) => {
       const [l, h] = names.cell(name), x = margin + h * cell, y = top + l * cell;
       if (l < 0 || h < 0) return;
@@ -127,10 +126,15 @@ export function render({model, el: host}) {
     const pair = () => { between.style.display = model.pairs ? "" : "none"; ways.value = model.segments; };
     between.append(ways); units(); pair();
     model.on("unit", units); model.on(["segments", "pairs"], pair);
-    lines.replaceChildren(...(model.lines ? [el("hr"), el("p.sect", null, "Lines"),
+    const hides = el("span"), hidesText = () => { hides.textContent = model.hides_first ? "hide first token and special tokens" : "hide special tokens"; };
+    model.on("hides_first", hidesText); hidesText();
+    const renormalise = check("weights", "renormalised", "stored", "renormalise rows over what is shown"), input = renormalise.firstChild, enable = () => { input.disabled = !model.hide_special; renormalise.classList.toggle("dim", input.disabled); };
+    model.on("hide_special", enable); enable();
+    lines.replaceChildren(...(model.specials ? [el("hr"), el("p.sect", null, "Show"), el("label.ck", null, box, hides), model.alone ? "" : renormalise] : []),
+      ...(model.lines ? [el("hr"), el("p.sect", null, "Lines"),
       slider("share", "Share of each row", 10, 100, 5, v => Math.round(v * 100), v => `${v} %`, v => v / 100),
       slider("keys", "Keys per row", 1, 64, 1, v => v, v => `at most ${v}`, v => v)] : []),
-      ...(model.specials ? [el("hr"), el("p.sect", null, "Show"), model.choices ? unit : "", model.choices ? between : "", el("label.ck", null, box, "hide special tokens"), ...(model.choices ? [check("weights", "renormalised", "stored", "renormalise shown weights"), check("layout", "rows", "columns", "rows as columns (wide scripts)")] : [])] : []));
+      ...(model.choices ? [el("hr"), unit, between, check("layout", "rows", "columns", "rows as columns (wide scripts)")] : []));
   }
   function drawFacts() {
     facts.replaceChildren(...plain(model.facts).flatMap(([heading, text]) => [el("hr"), el("p.sect", null, heading), el("p", null, text)]));

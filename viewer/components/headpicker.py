@@ -30,6 +30,7 @@ class HeadPicker(ESMView):
     share = param.Number(default=0.75, bounds=(0, 1))
     keys = param.Integer(default=8, bounds=(1, 64))
     hide_special = param.Boolean(default=True)
+    hides_first = param.Boolean(default=False, doc="True if the box hides the first token too.")
     choices = param.Boolean(default=False, doc="True if the choices of the head view are shown.")
     pairs = param.Boolean(default=False, doc="True if the example has two texts.")
     unit = param.Selector(default="token", objects=["token", "word", "sentence"])

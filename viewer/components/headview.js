@@ -22,12 +22,14 @@ const OWN = `
 .active .t .l { color: var(--ink-3) } .active .t.hid .l { color: var(--line-2) } .active .t.on .l { color: var(--ink) } .active .t.strong .l { font-weight: 600 }
 .active .t.me .l { color: var(--ink); font-weight: 600; background: var(--accent-soft); box-shadow: inset 0 0 0 1.5px var(--accent) }
 .col.k .t.me .l { background: var(--accent); color: var(--on-accent) }
+.active .t.edge .l { font-weight: 600; box-shadow: inset 0 0 0 1.5px var(--ink-2) }
 .bd { display: flex; flex: none; contain: strict; align-items: center; gap: 3px; width: 36px; height: 14px; line-height: 14px; font-size: 11px; font-weight: 500; color: var(--ink); font-variant-numeric: tabular-nums }
 .bd i { width: 8px; height: 8px; border-radius: 2px; flex: none }
 .head-l { position: absolute; top: 6px; font-size: 12px; font-weight: 600; color: var(--ink-2) }
 .plot.flat .col { bottom: auto } .plot.flat .t { writing-mode: vertical-rl; justify-content: flex-start } .plot.flat .col.q .t { right: auto; bottom: 0; flex-direction: row-reverse; justify-content: flex-start } .plot.flat .col.k .t { left: auto; top: 0 }
 .plot.flat .t .l { padding: 5px 0 } .plot.flat .t .l.cut { max-width: none; max-height: 130px } .plot.flat .bd { writing-mode: horizontal-tb; width: 24px; justify-content: center } .plot.flat .bd i { display: none }
 .seg.small { flex: none } .seg.small button { height: 22px; padding: 0 9px }
+.follows { min-width: 0; gap: 4px } .follows .tag { max-width: 220px } .follows:empty { display: none }
 .sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 `;
 const TOP = 26, BADGES = 4, BLOCK = 32, MANY = 12, SURELY_SHORT = 9, TOLD = 12, LISTED = 400, PADDING = 4;
@@ -35,15 +37,15 @@ const TOP = 26, BADGES = 4, BLOCK = 32, MANY = 12, SURELY_SHORT = 9, TOLD = 12, 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => { paintKey = ""; draw(); });
   const heading = el("h2", null, "Head view"), pools = el("div.seg.small", {role: "group", "aria-label": "many heads as"}), me = {};
-  const tip = tooltip(root), sub = el("span.sub.ell"), counts = el("span.count.num", {"data-count": ""}), live = el("div.sr", {"aria-live": "polite"});
+  const tip = tooltip(root), sub = el("span.sub.ell"), counts = el("span.count.num", {"data-count": ""}), live = el("div.sr", {"aria-live": "polite"}), follows = el("span.row.follows");
   const base = el("canvas"), top = el("canvas.top"), columns = {q: el("div.col.q"), k: el("div.col.k")};
   const heads = [el("span.head-l", null, "query"), el("span.head-l", null, "key"), el("span.head-l", {style: "font-weight:400;font-size:11px;color:var(--ink-3)"}, "attention received")];
   const plot = el("div.plot", {tabindex: 0, role: "group", "aria-label": "head view: lines from each query token to its keys"}, base, top, columns.q, columns.k, heads);
-  const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "head view", "data-figure": ""}, el("header", null, heading, sub, counts, pools), body, live);
+  const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "head view", "data-figure": ""}, el("header", null, heading, sub, follows, counts, pools), body, live);
   root.append(card);
   const table = mirror(card, "edges of the head view");
 
-  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, paintKey = "", nodes = {q: [], k: []}, blocks = {q: [], k: []}, marked = [], fresh = false, lastInputs = [], layoutKey = "";
+  let frame = {}, tokens = {}, weight = null, edges = [], matching = [], isMatch = new Set(), high = 1, hover = null, width = 0, geometry = null, paintKey = "", nodes = {q: [], k: []}, blocks = {q: [], k: []}, marked = [], fresh = false, lastInputs = [], layoutKey = "";
   const start = side => side === "q" ? frame.query_start : frame.key_start, size = side => frame.shape[side === "q" ? 1 : 2];
   // copy of `model.hide_special`: a hover reads it for every token of every head
   let hide = model.hide_special;
@@ -83,7 +85,7 @@ export function render({model, el: host}) {
     heading.replaceChildren(frame.title ? middle(frame.title) : "Head view");
     // other heads of the same tokens: the token elements stay
     const same = before.q && ["query_start", "key_start"].every(name => frame[name] === was[name]) && String(frame.shape.slice(1)) === String(was.shape.slice(1));
-    weight = shownWeights(); hover = null;
+    weight = weights(frame); hover = null;
     plot.hidden = false; body.querySelector(".message")?.remove();
     choose();
     if (!same) { fresh = true; build(); }
@@ -99,13 +101,6 @@ export function render({model, el: host}) {
     for (let h = 0; h < n; h++) for (let q = 0, i = 0; q < rows; q++) for (let k = 0; k < columns; k++, i++) { const w = of(h, q, k); if (mean) attention[i] += w / n; else if (w > attention[i]) attention[i] = w; }
     return {...next, attention, codec: "float32", heads: [`${model.pooling} of ${n} heads`], shape: [1, rows, columns], tint: "accent"};
   }
-  // with `renormalise`, the weights of a row over the shown keys add up to 1
-  function shownWeights() {
-    const stored = weights(frame), [, rows, cols] = frame.shape, sums = new Map();
-    if (!model.renormalise) return stored;
-    const sum = (h, q) => { const index = h * rows + q; let s = sums.get(index); if (s === undefined) { s = 0; for (let k = 0; k < cols; k++) if (!hidden("k", k)) s += stored(h, q, k); sums.set(index, s); } return s; };
-    return (h, q, k) => { if (hidden("k", k)) return 0; const s = sum(h, q); return s > 0 ? stored(h, q, k) / s : 0; };
-  }
   function message() {
     plot.hidden = true; counts.textContent = ""; body.querySelector(".message")?.remove();
     if (frame.message) body.append(el("div.message", null, el("b", null, frame.message.title), frame.message.text));
@@ -115,10 +110,21 @@ export function render({model, el: host}) {
     const [, rows, cols] = frame.shape;
     edges = frame.heads.map((_, h) => strongestEdges(weight, h, {rows, columns: cols, causal: frame.causal, share: model.share, keys: model.keys,
       queryShown: q => !hidden("q", q), keyShown: k => !hidden("k", k), offset: frame.query_start - frame.key_start}));
+    const [, , width] = frame.shape, pairs = plain(frame.matches || {}), matched = pairs.query || [];
+    isMatch = new Set(Array.from(matched, (q, i) => q * width + pairs.key[i]));
+    matching = frame.heads.map((_, h) => {
+      const found = {query: [], key: [], value: []};
+      Array.from(matched).forEach((q, i) => { const k = pairs.key[i], w = weight(h, q, k); if (w >= MIN_WEIGHT && !hidden("q", q) && !hidden("k", k)) { found.query.push(q); found.key.push(k); found.value.push(w); } });
+      return found;
+    });
+    // what is hidden does not set the scale of the lines
+    high = model.high || (hide ? Math.max(MIN_WEIGHT, ...edges.map(e => e.value.reduce((most, w) => Math.max(most, w), 0))) : 1);
     const sum = name => edges.reduce((s, e) => s + e[name], 0);
     const part = frame.part ? ` \u00B7 ${frame.part}` : frame.n_queries > rows || frame.n_keys > cols ? ` \u00B7 tokens ${frame.query_start}\u2013${frame.query_start + rows - 1} of ${count(frame.n_queries)}, around the pin` : "";
-    counts.textContent = `${count(sum("drawn"))} of ${count(sum("pairs"))} edges drawn, ${percent(sum("rowMass") ? sum("drawnMass") / sum("rowMass") : 0)} of the attention${part}${model.renormalise ? " \u00B7 rows add up to 1" : ""}`;
-    Object.assign(counts.dataset, {drawn: sum("drawn"), pairs: sum("pairs"), share: (sum("drawnMass") / (sum("rowMass") || 1)).toFixed(6)});
+    counts.textContent = `${count(sum("drawn"))} of ${count(sum("pairs"))} edges drawn, ${percent(sum("rowMass") ? sum("drawnMass") / sum("rowMass") : 0)} of the attention${part}${high < .995 ? ` \u00B7 widest line ${number(high)}` : ""}${model.renormalised ? " \u00B7 rows add up to 1" : ""}`;
+    const n = matching.reduce((s, e) => s + e.value.length, 0);
+    follows.replaceChildren(...(frame.pattern ? [el("span.tag.accent.ell", {"data-matching": n, title: frame.pattern}, `${count(n)} edge${n === 1 ? "" : "s"} of ${frame.pattern}`), el("button.btn.quiet", {"aria-label": "highlight no pattern", title: "highlight no pattern", onclick: () => model.send_msg({pattern: ""})}, "\u2715")] : []));
+    Object.assign(counts.dataset, {drawn: sum("drawn"), pairs: sum("pairs"), share: (sum("drawnMass") / (sum("rowMass") || 1)).toFixed(6), high: high.toFixed(6)});
     paintKey = "";
   }
   function build() {
@@ -187,15 +193,16 @@ export function render({model, el: host}) {
     const p = paint(), g = canvasOf(base, geometry.across, drawn[1] - drawn[0]), {left: x1, right: x2, y} = geometry, middle = (edges.length - 1) / 2;
     g.translate(0, -drawn[0]);
     edges.forEach((e, h) => {
-      const shift = (h - middle) * .8, lines = {x1, x2, y1: i => y(i) + shift, y2: i => y(i) + shift, within: drawn};
-      if (act) paintLines(g, e, {...lines, color: p["line-2"], alpha: w => clamp(.14 + .5 * w, .14, .5), width: () => 1, from: .06});
+      const shift = (h - middle) * .8, lines = {x1, x2, y1: i => y(i) + shift, y2: i => y(i) + shift, within: drawn, high};
+      if (act || frame.pattern) paintLines(g, e, {...lines, color: p["line-2"], alpha: w => clamp(.14 + .5 * w, .14, .5), width: () => 1, from: .06});
       else paintLines(g, e, {...lines, color: ink(h), alpha: w => clamp(.12 + .83 * w, .12, .95), width: w => .8 + 2.6 * w});
+      if (!act && frame.pattern) paintLines(g, matching[h], {...lines, color: ink(h), alpha: w => clamp(.3 + .65 * w, .3, .95), width: w => 1 + 2.6 * w});
     });
   }
   function paintTop() {
     const from = flat() ? body.scrollLeft : body.scrollTop - PADDING, extent = flat() ? body.clientWidth : body.clientHeight;   // read before any change, which would force a layout
     const p = paint(), g = canvasOf(top, geometry.across, Math.min(geometry.height, extent)), act = active(), {left: x1, right: x2, y} = geometry, n = frame.heads.length;
-    for (const node of marked) node.classList.remove("me", "on", "strong");
+    for (const node of marked) node.classList.remove("me", "on", "strong", "edge");
     for (const node of badges.splice(0)) { node.remove(); spare.push(node); }
     marked = [];
     g.translate(0, -Math.max(0, from));
@@ -222,19 +229,23 @@ export function render({model, el: host}) {
       for (let h = 0; h < n; h++) if (n <= BADGES || h === best) node.append(badge(h, values[h * m + i]));
     }
     mark(nodes[act.side][act.index], "me");
+    const pin = !hover && parsePin(model.pin), end = pin && pin.other !== null ? pin.other - start(other) : -1, columns = frame.shape[2];
+    if (end >= 0 && end < size(other)) mark(nodes[other][end], "on", "edge");
+    // the pinned edge, else the edges of the pattern, stand out among the lines of the token
+    const standsOut = (q, k) => end >= 0 ? (act.side === "q" ? k : q) === end : !isMatch.size || isMatch.has(q * columns + k);
     // weak lines first; lines of the same head and strength form one path
-    const bend = (x2 - x1) * .36, paths = Array.from({length: 16 * n}, () => null);
+    const bend = (x2 - x1) * .36, paths = Array.from({length: 32 * n}, () => null);
     all.forEach((lines, h) => {
       const shift = (h - (n - 1) / 2) * Math.min(3.2, geometry.row / n);
       for (const [q, k, w] of lines) {
-        const bin = Math.min(15, Math.floor(w * 16)) * n + h, path = paths[bin] ||= g.newPath ? g.newPath() : new Path2D(), a = y(q) + shift, b = y(k) + shift;
+        const bin = ((standsOut(q, k) ? 16 : 0) + Math.min(15, Math.floor(w / high * 16))) * n + h, path = paths[bin] ||= g.newPath ? g.newPath() : new Path2D(), a = y(q) + shift, b = y(k) + shift;
         path.moveTo(x1, a); path.bezierCurveTo(x1 + bend, a, x2 - bend, b, x2, b);
       }
     });
     paths.forEach((path, bin) => {
       if (!path) return;
-      const w = (Math.floor(bin / n) + .5) / 16;
-      g.strokeStyle = ink(bin % n); g.globalAlpha = clamp(.35 + .65 * w, .35, 1); g.lineWidth = .8 + 2.6 * w;
+      const level = Math.floor(bin / n), w = (level % 16 + .5) / 16;
+      g.strokeStyle = ink(bin % n); g.globalAlpha = level < 16 ? .3 : clamp(.35 + .65 * w, .35, 1); g.lineWidth = level < 16 ? .8 : .8 + 2.6 * w;
       g.stroke(path);
     });
     g.globalAlpha = 1;
@@ -316,13 +327,17 @@ export function render({model, el: host}) {
         const {values, n} = linkOf(token);
         for (let i = 0; i < n; i++) { const w = values[h * n + i]; if (w > most && !hidden(other, i)) { most = w; best = i; } }
         return {name, best, most};
-      }).sort((a, b) => frame.heads.length > TOLD ? b.most - a.most : 0).slice(0, TOLD).map(({name, best, most}) => [`Head ${name} ${side === "q" ? "\u2192" : "\u2190"} ${best < 0 ? "" : label(other, best)}`, best < 0 ? "" : number(most, 3)])], "click to pin", link);
+      }).sort((a, b) => frame.heads.length > TOLD ? b.most - a.most : 0).slice(0, TOLD).map(({name, best, most}) => [`Head ${name} ${side === "q" ? "\u2192" : "\u2190"} ${best < 0 ? "" : label(other, best)}`, best < 0 ? "" : number(most, 3)])], edgeHint(side), link);
   });
   plot.addEventListener("mouseleave", () => { tip.hide(); if (tokens.q) setHover(null); });
   plot.addEventListener("click", event => {
     const token = tokens.q && geometry && hit(event);
-    if (token) pinTo({side: token.side, index: token.index + start(token.side)});
+    if (!token) return;
+    const pin = parsePin(model.pin), index = token.index + start(token.side);
+    if (!event.shiftKey || !pin || pin.side === token.side) return pinTo({side: token.side, index});
+    model.pin = pin.other === index ? formatPin(pin) : `${formatPin(pin)}${token.side}${index}`;
   });
+  const edgeHint = side => { const pin = parsePin(model.pin); return pin && pin.side !== side ? `click to pin \u00B7 Shift click: the edge with ${tokens[pin.side].labels[pin.index] ?? ""}` : "click to pin"; };
   body.addEventListener("scroll", onceAFrame(() => { if (tokens.q && geometry) { paintBase(); paintTop(); } }));
   function pinTo(pin) { model.pin = pin && formatPin(pin) !== model.pin ? formatPin(pin) : ""; }
   keyboard(model, plot, {
@@ -355,7 +370,7 @@ export function render({model, el: host}) {
 
   model.on(["frame", "tokens"], take);
   model.on("pin", pinned);
-  model.on(["share", "keys", "hide_special", "renormalise"], () => { hide = model.hide_special; if (tokens.q) { sums = {}; weight = shownWeights(); choose(); draw(); } });
+  model.on(["share", "keys", "hide_special", "high", "renormalised"], () => { hide = model.hide_special; if (tokens.q) { sums = {}; choose(); draw(); } });
   model.on("pooling", () => { lastInputs = []; take(); });
   model.on("layout", () => { if (tokens.q) { paintKey = ""; draw(); } });
   model.on("note", () => { sub.textContent = model.note; });

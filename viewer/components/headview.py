@@ -20,11 +20,12 @@ class HeadView(ESMView):
     """
 
     tokens: Any = param.Dict(default={})
-    pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; '': nothing")
+    pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; 'q14k3': an edge; '': nothing")
     share = param.Number(default=0.75, bounds=(0, 1))
     keys = param.Integer(default=8, bounds=(1, 64))
     hide_special = param.Boolean(default=True)
-    renormalise = param.Boolean(default=False, doc="True if the shown weights of each row are scaled to a sum of 1.")
+    renormalised = param.Boolean(default=False, doc="True if the shown weights of each row were scaled to a sum of 1.")
+    high = param.Number(default=0.0, bounds=(0, None), doc="Weight of the widest line; 0: the largest shown weight.")
     pooling = param.Selector(
         default="maximum", objects=["maximum", "mean"], doc="How more than twelve heads are drawn."
     )
@@ -45,7 +46,7 @@ class HeadView(ESMView):
         position = int(self.pin[1:]) - first[self.pin[0]] if self.pin else -1
         is_inside = self.pin and 0 <= position < frame["shape"][1 if self.pin[0] == "q" else 2]
         choices = LineChoices(
-            f"{self.pin[0]}{position}" if is_inside else "", self.share, self.keys, self.hide_special, self.renormalise,
+            f"{self.pin[0]}{position}" if is_inside else "", self.share, self.keys, self.hide_special, self.renormalised,
             frame["causal"] and not frame.get("part"), frame.get("tint", ""),
         )  # fmt: skip
         maps = unpack(frame["attention"], frame["codec"]).reshape(frame["shape"])

@@ -11,6 +11,7 @@ const CSS = `
 .words .q2 { display: flex; min-width: 0; align-items: center } .words .q2 > .tok { margin-left: 5px; flex: none }
 .words .r { display: flex; flex: 1; min-width: 0; overflow: hidden; color: var(--ink-2); -webkit-mask-image: linear-gradient(270deg,transparent,#000 36px); mask-image: linear-gradient(270deg,transparent,#000 36px) } .words .r > span { flex: none; unicode-bidi: isolate }
 .words[dir=rtl] .l { -webkit-mask-image: linear-gradient(270deg,transparent,#000 36px); mask-image: linear-gradient(270deg,transparent,#000 36px) } .words[dir=rtl] .r { -webkit-mask-image: linear-gradient(90deg,transparent,#000 36px); mask-image: linear-gradient(90deg,transparent,#000 36px) } .words[dir=rtl] .q2 > .tok { margin: 0 5px 0 0 }
+.id { display: flex; gap: 4px; min-width: 0 } .id b { flex: none }
 .w { display: grid; grid-template-columns: 1fr 28px; gap: 6px; align-items: center }
 .foot { padding: 6px 12px; border-top: 1px solid var(--line); font-size: 11px; color: var(--ink-3) }
 `;
@@ -31,12 +32,12 @@ export function render({model, el: host}) {
       head.replaceChildren(el("h2", null, frame.title), el("span.sub.ell", null, frame.sub), el("span.grow"),
         segmented(frame.samples.map(name => [name, name[0].toUpperCase() + name.slice(1)]), frame.sample, "which examples", sample => ui.go({sample})));
       list.replaceChildren(...frame.rows.map(row => link(ui, ".kw", row.query, row.patch, {"data-example": row.patch.example, "data-weight": row.weight.toFixed(4), "data-pin": row.patch.pin},
-        middle(row.id, "span.xs.dim.num"),
+        el("span.xs.dim.num.id", {title: row.count > 1 ? `${row.count} examples have this quote; the first is ${row.id}` : row.id, dir: "auto"}, middle(row.id, "span"), row.count > 1 ? el("b.strong", {"data-count": row.count}, `\u00D7${row.count}`) : ""),
         el("span.words", {dir: directionOf(joined(row.before) + row.token + joined(row.after))}, el("span.l", null, row.before.map(part)),
           el("span.q2", null, el("span.tok.q", {dir: "auto", style: row.self ? shade(row.weight) : "", "data-query": row.token}, row.token), el("span.r", null, row.after.map(part)))),
         el("span.w", {title: `mass of the example ${number(row.score, 3)}, rank ${row.rank} of ${frame.n}; weight of this edge ${number(row.weight, 3)}`},
           el("span.bar", null, el("i", {style: `width:${100 * row.score}%`})), el("span.num.strong.sm", {style: "text-align:right"}, number(row.score))))));
-      table.set(["Id", "Rank", "Mass", "Weight", "Before", "Query", "After"], frame.rows.map(row => [row.id, row.rank, number(row.score, 3), number(row.weight, 3), joined(row.before), row.token, joined(row.after)]),
+      table.set(["Id", "Rank", "Mass", "Weight", "Before", "Query", "After", "Examples"], frame.rows.map(row => [row.id, row.rank, number(row.score, 3), number(row.weight, 3), joined(row.before), row.token, joined(row.after), row.count]),
         frame.rows.map(row => ({rank: row.rank, score: row.score.toFixed(6), weight: row.weight.toFixed(6)})));
       if (!frame.rows.length) list.append(el("div.message", null, frame.note || "No example."));
       foot.replaceChildren(el("span", null, frame.description), el("span.legend", null, el("span.tok.q", null, "query"), el("span.tok.k", {style: shade(.75)}, "key"), "depth = weight, bar = mass of the example"), el("span.grow"), el("span", null, el("kbd", null, "j"), " ", el("kbd", null, "k"), " move  ", el("kbd", null, "Enter"), " open"));

@@ -37,11 +37,11 @@ export function strongestEdges(weight, head, {rows, columns, causal, share, keys
 }
 
 // Paint lines with one path for each of 16 strengths: 130,000 lines are 16 strokes. `y1`, `y2` give heights by
-// position. Lines entirely outside `within` [from, until] are skipped.
-export function paintLines(context, edges, {x1, x2, y1, y2, color, alpha, width, from = 0, within = [-Infinity, Infinity]}) {
+// position, `high` is the weight of the strongest strength. Lines entirely outside `within` [from, until] are skipped.
+export function paintLines(context, edges, {x1, x2, y1, y2, color, alpha, width, from = 0, high = 1, within = [-Infinity, Infinity]}) {
   const paths = new Map(), bend = (x2 - x1) * .36;
   for (let i = 0; i < edges.value.length; i++) {
-    const w = edges.value[i];
+    const w = edges.value[i] / high;
     if (w < from) continue;
     const a = y1(edges.query[i]), b = y2(edges.key[i]);
     if (Math.max(a, b) < within[0] - 4 || Math.min(a, b) > within[1] + 4) continue;

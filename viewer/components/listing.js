@@ -44,18 +44,21 @@ export function modelFrame(part, range, id, limit = MAX_THUMBNAIL) {
 
 const open = (tokens, hide) => i => !(hide && tokens.special[i]);
 
-// Value of each head: largest weight of the pinned token, or without a pin the mean over rows of the strongest key
-export function pickerFrame(part, pin, range, hide) {
+// Value of each head: weight of the pinned edge (without one, of the strongest edge of `cell` at the pinned token), or
+// without a pin the mean over rows of the strongest key
+export function pickerFrame(part, pin, range, hide, cell = [0, 0]) {
   const [layers, heads] = part.shape, values = new Float32Array(layers * heads), keys = keysOf(part), pinned = pin && (pin.side === "q" ? range.q : range.k);
   const inside = pinned && pin.index >= pinned[0] && pin.index < pinned[1];
   const queries = span(range.q).filter(open(part.query, hide)), columns = span(range.k).filter(open(keys, hide));
+  const link = (weight, i) => pin.side === "q" ? weight(pin.index, i) : weight(i, pin.index), chosen = weightOf(part, cell), others = pin?.side === "q" ? columns : queries;
+  const partner = !inside ? -1 : pin.other ?? others.reduce((best, i) => best < 0 || link(chosen, i) > link(chosen, best) ? i : best, -1);
   for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
-    const weight = weightOf(part, [l, h]), others = !inside ? [] : (pin.side === "q" ? columns : queries).filter(i => part.key || i !== pin.index);
+    const weight = weightOf(part, [l, h]);
     const strongest = q => { let most = 0; for (const k of columns) { const w = weight(q, k); if (w > most) most = w; } return most; };
-    values[l * heads + h] = inside ? others.reduce((most, i) => Math.max(most, pin.side === "q" ? weight(pin.index, i) : weight(i, pin.index)), 0)
+    values[l * heads + h] = inside ? partner < 0 ? 0 : link(weight, partner)
       : queries.reduce((sum, q) => sum + strongest(q), 0) / Math.max(1, queries.length);
   }
-  return {values, shape: [layers, heads], layers: part.layers, columns: part.columns, title: inside ? `weight ${pin.side === "q" ? "from" : "to"} the pinned token` : "mean strongest key"};
+  return {values, shape: [layers, heads], layers: part.layers, columns: part.columns, title: inside ? partner < 0 ? "no edge of the pinned token is shown" : `weight of ${[part.query.labels[pin.side === "q" ? pin.index : partner], keys.labels[pin.side === "q" ? partner : pin.index]].join(" \u2192 ")}` : "mean strongest key"};
 }
 
 export function strongestFrame(part, cells, range, hide, n = 9) {
@@ -82,9 +85,9 @@ export function pinnedFrame(part, cells, pin, range, hide, n = cells.length < 3 
   const count = Math.min(n, Math.max(3, order.filter(i => peak(i) >= .01).length)), top = order.slice(0, count), remainder = order.slice(count);
   const row = (tokens, i, weights) => ({label: tokens.labels[i], position: i, weights}), same = !part.key && range.q[0] === range.k[0] && range.q[1] === range.k[1];
   const frame = {side: pin.side, position: pin.index, label: own.labels[pin.index], heads: cells.map(cell => names.name(...cell)), rows: top.map(i => row(others, i, of(i))),
-    rest: remainder.length ? total(remainder) : [], hidden: hidden.length ? total(hidden) : [], back: [], turns: same, edge: {}, alone: true};
+    rest: remainder.length ? total(remainder) : [], hidden: hidden.length ? total(hidden) : [], back: [], turns: same, edge: {}, partner: -1, alone: true};
   if (top.length) {
-    const best = top[0], everywhere = [], pair = [own.labels[pin.index], others.labels[best]];
+    const best = frame.partner = pin.other ?? top[0], everywhere = [], pair = [own.labels[pin.index], others.labels[best]];
     for (let l = 0; l < part.shape[0]; l++) for (let h = 0; h < part.shape[1]; h++) everywhere.push({head: names.name(l, h), weight: link(weightOf(part, [l, h]), best)});
     frame.edge = {title: pin.side === "q" ? pair : pair.reverse(), heads: descending([...everywhere.keys()], i => everywhere[i].weight).slice(0, 5).map(i => everywhere[i])};
   }

@@ -90,10 +90,12 @@ export function render({model, el: host}) {
     }
     return image;
   }
+  // what is hidden does not set the scale of the colours
+  const high = () => model.hide_special ? frame.high || 1 : 1;
   let coloured = {};
   function colours() {
-    const name = `${paint().theme} ${model.scale}`;
-    if (coloured.name !== name) coloured = {name, table: codeColours(paint(), SCALES[model.scale])};
+    const name = `${paint().theme} ${model.scale} ${high()}`;
+    if (coloured.name !== name) coloured = {name, table: codeColours(paint(), w => SCALES[model.scale](clamp(w / high(), 0, 1)))};
     return coloured.table;
   }
   // Draw the visible part of one tile, or of the coarser tile that covers it. True if the tile itself was available.
@@ -144,14 +146,13 @@ export function render({model, el: host}) {
   });
   const special = (side, i) => model.hide_special && !!tokens[side].special[i];
   function veil(g, p, right, bottom) {
-    const {rows, columns} = visibleRange(), thin = view.cell < 2;
-    g.fillStyle = p.surface; g.globalAlpha = .82;
-    for (const [side, [from, to], first] of [["q", rows, view.row], ["k", columns, view.column]]) for (let i = Math.floor(from); i < to && !thin; i++) {
+    const {rows, columns} = visibleRange();
+    g.fillStyle = p["surface-2"];
+    for (const [side, [from, to], first] of [["q", rows, view.row], ["k", columns, view.column]]) for (let i = Math.floor(from); i < to; i++) {
       if (!special(side, i)) continue;
       const start = Math.max(0, (i - first) * view.cell), length = Math.min((i + 1 - first) * view.cell, side === "q" ? bottom : right) - start;
       side === "q" ? g.fillRect(LEFT, TOP + start, right, length) : g.fillRect(LEFT + start, TOP, length, bottom);
     }
-    g.globalAlpha = 1;
   }
   const label = (side, i) => tokens[side].labels[i] ?? "";
   // token labels if they fit, else positions
@@ -167,16 +168,16 @@ export function render({model, el: host}) {
     }
   }
   const nice = least => { let step = 1; for (const m of [1, 2, 5]) for (let e = 1; e < 1e6; e *= 10) if (m * e >= least && (step < least || m * e < step)) step = m * e; return step; };
-  const largest = new WeakMap(), most = values => { if (!largest.has(values)) { let top = 1e-9; for (const v of values) if (v > top) top = v; largest.set(values, top); } return largest.get(values); };
+  const most = (values, side) => { let top = 1e-9; values.forEach((v, i) => { if (v > top && !special(side, i)) top = v; }); return top; };
   function margins(g, p, right, bottom) {
-    const {rows, columns} = visibleRange(), bars = (values, [from, to], first, span, put) => {
-      const per = Math.max(1, Math.ceil(1 / view.cell)), high = most(values);
-      for (let i = Math.floor(from / per) * per; i < to; i += per) { let top = 0; for (let j = i; j < Math.min(i + per, values.length); j++) top = Math.max(top, values[j]); put((i - first) * view.cell, per * view.cell, span * top / high); }
+    const {rows, columns} = visibleRange(), bars = (values, side, [from, to], first, span, put) => {
+      const per = Math.max(1, Math.ceil(1 / view.cell)), top1 = most(values, side);
+      for (let i = Math.floor(from / per) * per; i < to; i += per) { let top = 0; for (let j = i; j < Math.min(i + per, values.length); j++) if (!special(side, j)) top = Math.max(top, values[j]); put((i - first) * view.cell, per * view.cell, span * top / top1); }
     };
     const gap = view.cell > 6 ? 2 : 0;
     g.fillStyle = p["line-2"];
-    bars(frame.entropy, rows, view.row, RIGHT - 18, (y, h, w) => { if (y >= -1) g.fillRect(LEFT + right + 8, TOP + y + gap / 2, w, Math.max(.5, h - gap)); });
-    bars(frame.received, columns, view.column, BOTTOM - 16, (x, w, h) => { if (x >= -1) g.fillRect(LEFT + x + gap / 2, TOP + bottom + 6, Math.max(.5, w - gap), h); });
+    bars(frame.entropy, "q", rows, view.row, RIGHT - 18, (y, h, w) => { if (y >= -1) g.fillRect(LEFT + right + 8, TOP + y + gap / 2, w, Math.max(.5, h - gap)); });
+    bars(frame.received, "k", columns, view.column, BOTTOM - 16, (x, w, h) => { if (x >= -1) g.fillRect(LEFT + x + gap / 2, TOP + bottom + 6, Math.max(.5, w - gap), h); });
     write(g, "row entropy", LEFT + right + 8, TOP - 8, {color: p["ink-3"], size: 10});
     write(g, "received", LEFT - 6, TOP + bottom + 12, {color: p["ink-3"], size: 10, align: "right"});
   }
@@ -200,13 +201,13 @@ export function render({model, el: host}) {
     g.strokeStyle = p.accent; g.lineWidth = 1.5; g.strokeRect(c[0] * scale + .75, r[0] * scale + .75, Math.max(2, (c[1] - c[0]) * scale - 1.5), Math.max(2, (r[1] - r[0]) * scale - 1.5));
   }
   function head(p, level) {
-    const name = `${level} ${model.pooling} ${model.scale} ${p.theme}`;
+    const name = `${level} ${model.pooling} ${model.scale} ${p.theme} ${high()}`;
     if (tools.dataset.drawn === name) return;
     tools.dataset.drawn = name;
     const group = (field, options) => el("div.seg", {role: "group", "aria-label": field}, options.map(([value, text]) => el("button", {"aria-pressed": String(model[field] === value), "data-choice": value, onclick: () => { model[field] = value; }}, text)));
     const ramp = el("canvas.ramp"), g = fit(ramp, 64, 8);
     for (let i = 0; i < 64; i++) { g.fillStyle = p.seq(SCALES[model.scale](i / 63)); g.fillRect(i, 0, 1, 8); }
-    tools.replaceChildren(el("span.legend", null, level ? el("span", {style: "margin-right:8px"}, `a pixel is the ${model.pooling} of ${1 << level} \u00D7 ${1 << level}`) : "", "0", ramp, "1"), group("scale", [["linear", "Linear"], ["sqrt", "\u221A"], ["log", "Log"]]),
+    tools.replaceChildren(el("span.legend", null, level ? el("span", {style: "margin-right:8px"}, `a pixel is the ${model.pooling} of ${1 << level} \u00D7 ${1 << level}`) : "", "0", ramp, el("span.num", {"data-high": high().toFixed(6)}, number(high()).replace(/\.00$/, ""))), group("scale", [["linear", "Linear"], ["sqrt", "\u221A"], ["log", "Log"]]),
       frame.levels.length > 1 || level ? group("pooling", [["maximum", "Max"], ["mean", "Mean"]]) : "",
       el("div.seg", {role: "group", "aria-label": "zoom"}, el("button", {"aria-label": "zoom out", onclick: () => zoom(1 / 1.6)}, "\u2212"), el("button", {"aria-label": "fit", onclick: () => move(fitted())}, "fit"), el("button", {"aria-label": "zoom in", onclick: () => zoom(1.6)}, "+")));
   }
@@ -278,7 +279,8 @@ export function render({model, el: host}) {
   keyboard(model, plot, {ArrowUp: pan(-1, 0), ArrowDown: pan(1, 0), ArrowLeft: pan(0, -1), ArrowRight: pan(0, 1), "+": () => zoom(1.6), "=": () => zoom(1.6), "-": () => zoom(1 / 1.6), 0: () => move(fitted()), n: () => table.toggle(), Escape: () => { if (model.pin) model.pin = ""; }});
 
   model.on(["frame", "tokens"], take);
-  model.on(["pin", "hide_special"], () => draw());
+  model.on("pin", () => draw());
+  model.on("hide_special", () => { if (view) { images.clear(); draw(); list(); } });
   model.on(["pooling", "scale"], () => { if (view) { images.clear(); requests.clear(); draw(); list(); } });
   model.on("zoom", () => { if (frame.levels && model.zoom !== own) { own = model.zoom; view = null; draw(); } });
   model.on("remove", onWidth(body, () => { size = [body.clientWidth, body.clientHeight]; view = null; draw(); }));

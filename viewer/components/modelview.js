@@ -13,7 +13,7 @@ export function render({model, el: host}) {
   const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "model view", "data-figure": ""}, el("header", null, el("h2", null, "Model view"), sub, counts, order), body);
   root.append(card);
   const table = mirror(card, "strongest cell of each head");
-  let frame = {}, ranks = null, names = null, tokens = {}, width = 0, geometry = null, hover = null, strongest = [], keep = {q: [], k: []};
+  let frame = {}, ranks = null, names = null, tokens = {}, width = 0, geometry = null, hover = null, strongest = [], high = 1, keep = {q: [], k: []};
 
   let lastInputs = [];
   function take() {
@@ -62,7 +62,9 @@ export function render({model, el: host}) {
       }
       strongest.push({name: names.name(l, h), q, k, weight: best < 0 ? 0 : WEIGHT[best]});
     }
-    counts.textContent = `${count(layers * heads)} heads \u00B7 rows attend to columns${rows < frame.n_queries || cols < frame.n_keys ? ` \u00B7 each pixel the strongest of ${Math.ceil(frame.n_queries / rows)} \u00D7 ${Math.ceil(frame.n_keys / cols)}` : ""}`;
+    high = model.hide_special ? strongest.reduce((most, s) => Math.max(most, s.weight), 0) || 1 : 1;
+    counts.dataset.high = high.toFixed(6);
+    counts.textContent = `${count(layers * heads)} heads \u00B7 rows attend to columns${high < .995 ? ` \u00B7 darkest ${number(high)}` : ""}${rows < frame.n_queries || cols < frame.n_keys ? ` \u00B7 each pixel the strongest of ${Math.ceil(frame.n_queries / rows)} \u00D7 ${Math.ceil(frame.n_keys / cols)}` : ""}`;
     list();
   }
   function list() {
@@ -77,7 +79,7 @@ export function render({model, el: host}) {
     const w = clamp((width - left - 4) / heads - gap, 4, 320), h = clamp((room - top) / layers - gap - strip, Math.min(w, 30), w * 1.1);
     geometry = {left, top, w, h, gap, strip};
     const height = top + layers * (h + gap + strip), g = fit(canvas, width, height);
-    const colours = codeColours(p, SCALES[model.scale]), every = w >= 18 ? 1 : 4;
+    const colours = codeColours(p, w => SCALES[model.scale](clamp(w / high, 0, 1))), every = w >= 18 ? 1 : 4;
     plot.style.height = `${height}px`;
     const across = keep.k.length, down = keep.q.length, cells = frame.shape[2] * frame.shape[3];
     g.imageSmoothingEnabled = across > w * devicePixelRatio;

@@ -21,7 +21,7 @@ export function render({model, el: host}) {
   root.append(el("div.two", null, card, right));
   const table = mirror(card, "scores and attention of the row"), dims = mirror(right, "dimensions by their part");
   let frame = {}, tokens = {}, width = 0, focus = 0, dim = null, scale = new Map(), parts = [], order = [], rows = [], now = {}, g0 = null, hover = null;
-  const label = k => tokens.k.labels[k] ?? "", before = () => frame.stored.length ? frame.stored : frame.rebuilt;
+  const label = k => tokens.k.labels[k] ?? "", before = () => scaled(frame.stored.length ? frame.stored : frame.rebuilt);
 
   function take() {
     const next = plain(model.frame), sides = plain(model.tokens);
@@ -69,7 +69,13 @@ export function render({model, el: host}) {
     dims.set(["Dimension", "Query", "Key", "Part"], order.map(d => [d, signedNumber(frame.query[d], 3), signedNumber(frame.keys[focus * frame.query.length + d], 3), number(parts[d], 3)]),
       order.map(d => ({dimension: d, part: parts[d].toFixed(6)})));
   }
-  const shownAttention = () => now.edited ? now.attention : frame.rebuilt.length ? frame.rebuilt : frame.stored;
+  const shownAttention = () => scaled(now.edited ? now.attention : frame.rebuilt.length ? frame.rebuilt : frame.stored);
+  // with `renormalised`, the weights of the shown keys add up to 1
+  function scaled(weights) {
+    if (!model.renormalised || !model.hide_special) return weights;
+    const total = weights.reduce((sum, w, k) => tokens.k.special[k] ? sum : sum + w, 0) || 1;
+    return weights.map((w, k) => tokens.k.special[k] ? 0 : w / total);
+  }
   function aside() {
     const attention = shownAttention(), first = before(), top = [...rows].sort((a, b) => Math.max(attention[b], first[b]) - Math.max(attention[a], first[a])).slice(0, 6);
     let hidden = null;
@@ -167,6 +173,6 @@ export function render({model, el: host}) {
 
   take();
   model.on(["frame", "tokens"], take);
-  model.on(["order", "hide_special", "factors", "dim", "measured"], () => { if (tokens.k) update(); });
+  model.on(["order", "hide_special", "renormalised", "factors", "dim", "measured"], () => { if (tokens.k) update(); });
   model.on("remove", onWidth(body, w => { width = w; draw(); }));
 }

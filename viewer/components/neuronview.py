@@ -30,6 +30,7 @@ class NeuronView(ESMView):
     dim = param.String(default="", doc="'12': the marked dimension; '': the one with the largest part")
     measured = param.String(default="", doc="'3': parts are those of the score of key 3; '': of the strongest key")
     hide_special = param.Boolean(default=True)
+    renormalised = param.Boolean(default=False, doc="True if the weights of the shown keys are scaled to a sum of 1.")
 
     frame_types = (MessageFrame, NeuronFrame)
 

@@ -78,10 +78,10 @@ const COUNT = new Intl.NumberFormat("en-US");
 export const count = n => COUNT.format(n);
 export const percent = x => `${Math.round(x * 100)} %`;
 
-// "q14", "k3", "" <-> {side, index} | null
+// "q14", "k3", "" <-> {side, index} | null; "q14k3" is a pinned edge: `other` is its other end, else null
 export function parsePin(text) {
-  const match = /^([qk])(\d+)$/.exec(text || "");
-  return match ? {side: match[1], index: +match[2]} : null;
+  const match = /^([qk])(\d+)(?:[qk](\d+))?$/.exec(text || "");
+  return match ? {side: match[1], index: +match[2], other: match[3] === undefined ? null : +match[3]} : null;
 }
 export const formatPin = pin => pin ? `${pin.side}${pin.index}` : "";
 

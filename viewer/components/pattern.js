@@ -16,6 +16,7 @@ const CSS = `
 .bar.going { height: 3px; margin-top: -4px } .modes { width: 150px }
 .c-a { color: var(--accent-ink); font-weight: 400 } .c-s { color: var(--neg) } .c-k { color: var(--ink-3) } .c-e { text-decoration: underline wavy var(--bad); text-underline-offset: 3px }
 .problem { color: var(--bad); padding: 0 0 0 13px; font-size: 12px; min-height: 26px; overflow-wrap: anywhere; white-space: pre-wrap } .arrow { line-height: 12px !important; height: 12px; font-weight: 700 !important; overflow: hidden }
+.about { max-height: 34px; overflow: auto; overflow-wrap: anywhere }
 .lib { flex: none; display: flex; gap: 6px; overflow: hidden; flex-wrap: wrap; height: 26px }
 .chip { display: inline-flex; align-items: center; height: 24px; padding: 0 9px; border: 1px solid var(--line-2); border-radius: 12px; background: var(--surface); font: 11.5px var(--mono) !important; color: var(--ink-2); white-space: nowrap }
 .chip:hover { border-color: var(--ink-3); color: var(--ink) } .chip[aria-pressed=true] { background: var(--accent-soft); border-color: var(--accent); color: var(--accent-ink); font-weight: 600 !important }
@@ -29,11 +30,11 @@ export function render({model, el: host}) {
     const input = el("input", {type: "text", spellcheck: "false", autocomplete: "off", "aria-label": "pattern", maxlength: 2000, placeholder: "key.position == query.position - 1"});
     const code = el("code", {"aria-hidden": "true"}), button = el("button.btn.primary.run", {onclick: () => now?.busy ? ui.send({cancel: true}) : run()}, "Run");
     const editor = el("div.editor", null, el("div.view", null, code), input, button);
-    const problem = el("div.problem", {role: "alert", id: "problem"}), library = el("div.lib", {role: "group", "aria-label": "library"}), about = el("div.sm.dim2.ell");
+    const problem = el("div.problem", {role: "alert", id: "problem"}), library = el("div.lib", {role: "group", "aria-label": "library"}), about = el("div.sm.dim2.about");
     const all = el("span"), modes = el("span.modes"), going = el("div.bar.going", {role: "progressbar"}, el("i")), arcs = arcEditor(ui, list => ui.send({arcs: list}));
     walk(library, () => [...library.children]);
     let error = null, shown = null, now = null;
-    ui.root.append(el("section.card.query", {"aria-label": "pattern"}, el("div.row", null, el("h2.strong", {style: "white-space:nowrap"}, "Find heads and examples"), modes, el("span.xs.dim.ell", null, "a condition on a query token and a key token"), el("span.grow"), all), editor, going, arcs.box, problem, library, about));
+    ui.root.append(el("section.card.query", {"aria-label": "pattern"}, el("div.row", null, el("h2.strong", {style: "white-space:nowrap"}, "Find heads and examples"), modes, el("span.xs.dim.ell", null, "a condition on a query token and a key token, a pattern's name, or a token"), el("span.grow"), all), editor, going, arcs.box, problem, library, about));
     const complete = completion(input, editor, () => now || {fields: {query: [], key: [], example: []}, values: {}, library: []}, () => colour());
     function run() { ui.send({run: input.value}); }
     const colour = () => {
@@ -50,7 +51,7 @@ export function render({model, el: host}) {
       editor.classList.toggle("err", !!mark);
       input.setAttribute("aria-invalid", String(!!mark));
       problem.style.display = mark ? "" : "none";
-      library.style.display = mark || now?.drawn ? "none" : "";
+      library.style.display = now?.drawn ? "none" : "";
       if (mark) problem.replaceChildren(el("div.arrow", {"aria-hidden": "true", "data-start": mark.start, "data-stop": mark.stop}, " ".repeat(mark.start) + "^".repeat(mark.stop - mark.start)), el("span", {"data-message": "1"}, mark.message));
     };
     input.addEventListener("input", () => { colour(); complete.open(); });
@@ -70,8 +71,8 @@ export function render({model, el: host}) {
       if (frame.expression !== shown) { input.value = frame.expression; shown = frame.expression; }
       button.textContent = frame.busy ? "Cancel" : "Run";
       const chips = [...frame.library].sort((a, b) => (b.name === frame.picked) - (a.name === frame.picked));   // the selected pattern comes first, so that it is visible
-      all.replaceChildren(select([["", `library: ${frame.library.length} patterns`], ...frame.library.map(item => [item.expression, item.name])], frame.picked ? frame.expression : "", "library of patterns", expression => expression && ui.send({run: expression})));
-      library.replaceChildren(...chips.map(item => el("button.chip", {"aria-pressed": String(item.name === frame.picked), title: `${item.description}\n${item.expression}`, "data-pattern": item.name, onclick: () => ui.send({run: item.expression})}, item.name)));
+      all.replaceChildren(select([["", `library: ${frame.library.length} patterns`], ...frame.library.map(item => [item.expression, `${item.name}: ${item.description}`])], frame.picked ? frame.expression : "", "library of patterns", expression => expression && ui.send({run: expression})));
+      library.replaceChildren(...chips.map(item => el("button.chip", {"aria-pressed": String(item.name === frame.picked), title: `${item.label}: ${item.description}\n${item.expression}`, "data-pattern": item.name, onclick: () => ui.send({run: item.expression})}, item.name)));
       about.replaceChildren(...(frame.picked ? [el("b.strong", null, frame.picked), `  \u2014  ${frame.description}`] : [frame.description]));
       colour();
     };

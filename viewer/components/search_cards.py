@@ -17,6 +17,7 @@ class NamedPattern(TypedDict):
     """Pattern of the library."""
 
     name: str
+    label: str
     expression: str
     description: str
 
@@ -36,6 +37,8 @@ class DrawnArcs(TypedDict):
     id: str
     queries: list[str]
     keys: list[str] | None
+    dim: list[list[int]]
+    """Queries and keys that the switch for special tokens hides."""
     arcs: list[list[int]]
     guesses: list[list[Any]]
     """[expression, number of matches]."""
@@ -150,6 +153,8 @@ class QuotedExample(QuotedEdge):
     score: float
     weight: float
     rank: int
+    count: int
+    """Number of examples with this quote."""
     query: str
     patch: Patch
 

@@ -37,7 +37,7 @@ function startPage(raw, COMPONENTS) {
   const show = (component, its) => { const host = el("div.host"); main.append(host); component.render({model: its, el: host.attachShadow({mode: "open"})}); };
   const part = () => data.parts[state.part], ranges = () => part().ranges, range = () => ranges()[state.range] || ranges()[0];
   const cells = () => cellsOf(part(), picker.selected), firstCell = () => cells()[0] || [0, 0], id = () => `${state.part}`;
-  const picker = model({frame: {}, selected: state.selected || "", single: data.kind !== "head", lines: data.kind === "head", specials: true, share: state.share, keys: state.keys, hide_special: state.hide_special, choices: false, pairs: false, unit: "token", segments: "all", weights: "stored", layout: "columns", facts: data.facts || []});
+  const picker = model({frame: {}, selected: state.selected || "", single: data.kind !== "head", lines: data.kind === "head", specials: true, share: state.share, keys: state.keys, hide_special: state.hide_special, hides_first: data.parts.some(p => p.query?.special?.includes(2)), choices: false, pairs: false, unit: "token", segments: "all", weights: "stored", layout: "columns", facts: data.facts || []});
   let changed = () => {};
 
   function bar() {
@@ -74,7 +74,7 @@ function startPage(raw, COMPONENTS) {
   }
 
   function startHead() {
-    const view = model({frame: {}, tokens: {}, pin: state.pin, share: state.share, keys: state.keys, hide_special: hide(), renormalise: false, pooling: "maximum", layout: "columns", note: ""}), list = model({frame: {}, pin: state.pin});
+    const view = model({frame: {}, tokens: {}, pin: state.pin, share: state.share, keys: state.keys, hide_special: hide(), renormalised: false, high: 0, pooling: "maximum", layout: "columns", note: ""}), list = model({frame: {}, pin: state.pin});
     let mapsKey = "", tokensOf = null, pickerKey = "";
     const inside = ([start, stop], i) => Math.min(stop - 1, Math.max(start, i));
     // the window of a long text lies around the pin
@@ -93,13 +93,14 @@ function startPage(raw, COMPONENTS) {
     }
     function text() {
       const pin = parsePin(view.pin);
-      const key = `${id()} ${state.range} ${view.pin} ${hide()}`;   // the inputs of the picker's frame
-      if (key !== pickerKey) { pickerKey = key; picker.update({frame: pickerFrame(part(), pin, range(), hide())}); }
+      const key = `${id()} ${state.range} ${view.pin} ${hide()} ${view.pin && firstCell()}`;   // the inputs of the picker's frame
+      if (key !== pickerKey) { pickerKey = key; picker.update({frame: pickerFrame(part(), pin, range(), hide(), firstCell())}); }
       list.update({frame: pin ? pinnedFrame(part(), cells(), pin, range(), hide()) : strongestFrame(part(), cells(), range(), hide()), pin: view.pin});
     }
     function pinned(value) {
       const pin = parsePin(value), allowed = pin && (pin.side === "q" ? range().q : range().k);
-      const next = pin ? `${pin.side}${inside(allowed, pin.index)}` : "";
+      const others = pin && (pin.side === "q" ? range().k : range().q), edge = pin?.other === null ? "" : `${pin?.side === "q" ? "k" : "q"}${inside(others || [0, 1], pin?.other ?? 0)}`;
+      const next = pin ? `${pin.side}${inside(allowed, pin.index)}${edge}` : "";
       view.update({pin: next}); maps(); text();
     }
     changed = field => { if (field === "part") view.update({pin: ""}); maps(); pinned(view.pin); };
@@ -135,11 +136,11 @@ function startPage(raw, COMPONENTS) {
   }
 
   function startNeuron() {
-    const view = model({frame: {}, tokens: {}, pin: state.pin, order: "dimension", factors: "", dim: "", measured: "", hide_special: hide()});
+    const view = model({frame: {}, tokens: {}, pin: state.pin, order: "dimension", factors: "", dim: "", measured: "", hide_special: hide(), renormalised: false});
     function row() {
       const pin = parsePin(view.pin), special = part().query.special, first = special.findIndex(s => !s), query = pin ? Math.min(pin.index, special.length - 1) : Math.max(0, first);
       view.update({frame: neuronFrame(part(), firstCell(), query, id()), tokens: {query: part().query, key: part().key, id: id()}, hide_special: hide()});
-      if (part().attention) picker.update({frame: pickerFrame(part(), {side: "q", index: query}, range(), hide())});
+      if (part().attention) picker.update({frame: pickerFrame(part(), {side: "q", index: query, other: null}, range(), hide(), firstCell())});
       else picker.update({frame: {...pickerFrame({...part(), attention: new Float32Array(part().shape.reduce((a, b) => a * b)), codec: "float32"}, null, range(), hide()), title: "attention is not stored"}});
     }
     changed = () => { view.update({pin: "", factors: "", dim: "", measured: ""}); row(); };

@@ -45,12 +45,12 @@ export function render({model, el: host}) {
       line.side === "qk" ? "click pins the query, Alt click the key" : "click to pin");
   }
   function shade() {
-    const weights = plain(model.weights), now = parsePin(model.pin), p = paint();
+    const weights = plain(model.weights), now = parsePin(model.pin), p = paint(), high = weights.high || 1;
     for (const {span, index, side, special} of spans) {
       const pinned = now && side.includes(now.side) && now.index === index;
       const other = now && (now.side === "q" ? "k" : "q");
       const w = !pinned && other && side.includes(other) && weights[other] ? weights[other][index] || 0 : 0;
-      const v = SCALES.sqrt(w) * .86, shaded = w > .03;
+      const v = SCALES.sqrt(Math.min(1, w / high)) * .86, shaded = w > .03 * high;
       span.classList.toggle("q", !!pinned && now.side === "q");
       span.classList.toggle("kpin", !!pinned && now.side === "k");
       span.classList.toggle("k", shaded);

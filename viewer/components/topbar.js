@@ -1,7 +1,7 @@
 // Top bar: pages, search box, name of the store, theme switch, list of keys. Keys: / searches, t changes the theme,
 // g c|s|e|v opens a page, ? lists all keys.
 import { el, middle } from "../_js/dom.js";
-import { component, global, icon, link, select, setSingleKeys, singleKeys, walk } from "../_js/shell.js";
+import { component, debounced, global, icon, link, select, setSingleKeys, singleKeys, walk } from "../_js/shell.js";
 
 const CSS = `
 .top { display: flex; align-items: center; gap: 16px; height: 48px; padding: 0 16px; background: var(--surface); border-bottom: 1px solid var(--line) }
@@ -12,6 +12,7 @@ const CSS = `
 .nav a:hover { color: var(--ink) } .nav a[aria-current] { color: var(--ink); border-bottom-color: var(--accent); font-weight: 600 }
 .find { position: relative; width: 316px } .find svg { position: absolute; left: 9px; top: 8px; color: var(--ink-3) } .find kbd { position: absolute; right: 7px; top: 6px }
 .find input { width: 100%; height: 32px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--bg); padding: 0 36px 0 30px }
+.found { position: absolute; z-index: 60; top: 36px; left: 0; right: 0; min-width: 380px; background: var(--surface); border: 1px solid var(--line-2); border-radius: 6px; box-shadow: var(--shadow); padding: 4px } .found > div { padding: 4px 8px; border-radius: 4px; cursor: pointer; display: grid; font-size: 12px; line-height: 1.35 } .found > div[aria-selected=true], .found > div:hover { background: var(--accent-soft) } .found b { font-weight: 600 } .found span { color: var(--ink-2); font-size: 11px }
 .store { height: 32px; display: flex; align-items: center; border: 1px solid var(--line-2); border-radius: 6px; padding: 0 10px; font-weight: 500; max-width: 240px; min-width: 0 }
 .store.several { border: 0; padding: 0 } .store.several select { height: 32px; max-width: 100%; font-size: 13px !important }
 .skip { position: absolute; left: 8px; top: -60px; z-index: 60; height: 36px } .skip:focus { top: 6px }
@@ -29,11 +30,22 @@ const KEYS = {c: "corpus", s: "search", e: "examples", v: "views"};
 // frame: {page, pages: [{page, label, query}], store, stores: [[name, query]], theme, drawers: ["left", "right"]}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
-    const input = el("input", {type: "search", placeholder: "Pattern, text, head or example", "aria-label": "search", maxlength: 2000,
+    const input = el("input", {type: "search", placeholder: "Pattern, token, text, head or example", "aria-label": "search", maxlength: 2000,
+      role: "combobox", "aria-expanded": "false", "aria-controls": "found", autocomplete: "off", onblur: () => shut(), oninput: () => { chosen = -1; if (input.value.trim()) suggest(input.value); else shut(); },
       onkeydown: event => {
-        if (event.key === "Enter" && input.value.trim()) ui.send({find: input.value});
-        if (event.key === "Escape") input.blur();
+        const step = {ArrowDown: 1, ArrowUp: -1}[event.key];
+        if (event.key === "Enter" && input.value.trim()) { const pick = found.text === input.value && chosen >= 0 ? {pick: chosen} : {}; shut(); ui.send({find: input.value, ...pick}); }
+        else if (step && found.items.length) { event.preventDefault(); chosen = (chosen + step + found.items.length) % found.items.length; list(); }
+        if (event.key === "Escape") { if (box.hidden) input.blur(); else shut(); }
       }});
+    // meanings of the text, which the server knows
+    const box = el("div.found", {id: "found", role: "listbox", "aria-label": "suggestions", hidden: true}), suggest = debounced(120, text => { if (text === input.value) ui.send({suggest: text}); });
+    let found = {text: "", items: []}, chosen = -1;
+    const shut = () => { suggest.drop(); box.hidden = true; chosen = -1; input.setAttribute("aria-expanded", "false"); };
+    function list() {
+      box.hidden = !found.items.length; input.setAttribute("aria-expanded", String(!box.hidden));
+      box.replaceChildren(...found.items.map(([kind, label, detail], i) => el("div", {role: "option", "aria-selected": String(i === Math.max(0, chosen)), "data-kind": kind, onmousedown: event => { event.preventDefault(); shut(); ui.send({find: found.text, pick: i}); }}, el("b", null, el("bdi", null, label)), el("span", null, detail))));
+    }
     const off = el("input", {type: "checkbox", "data-control": "keys", onchange: () => setSingleKeys(off.checked)});
     const help = el("dialog.help", {"aria-label": "keys"}, el("div.row", null, el("h2", null, "Keys"), el("span.grow"), el("button.btn", {onclick: () => help.close()}, "Close")),
       HELP.map(([heading, keys]) => [el("p.sect", null, heading), el("dl", null, keys.map(([key, effect]) => [el("dt", null, el("kbd", null, key)), el("dd", null, effect)]))]),
@@ -54,7 +66,7 @@ export function render({model, el: host}) {
     // the area of the pages, a neighbour of this bar
     const page = () => host.getRootNode().host?.getRootNode().querySelector(".page-area");
     ui.root.append(el("header.top", null, skip, heading, el("div.brand", null, logo, "headatlas"), nav, el("span.grow"),
-      el("div.find", null, icon("search"), input, el("kbd", null, "/")), store, drawers, marks, helper, switcher), help);
+      el("div.find", null, icon("search"), input, el("kbd", null, "/"), box), store, drawers, marks, helper, switcher), help);
     // a lasting tabindex would take the page's own elements out of the order of the Tab key
     function skipToPage() {
       const area = page();
@@ -85,6 +97,7 @@ export function render({model, el: host}) {
     return frame => {
       for (const [name, value] of Object.entries({role: "main", "aria-label": "page"})) page()?.setAttribute(name, value);
       heading.textContent = `${frame.pages.find(({page}) => page === frame.page)?.label} of ${frame.store}`;
+      if (frame.found && frame.found.text === input.value && frame.found !== found && ui.root.getRootNode().activeElement === input) { found = frame.found; list(); }
       nav.replaceChildren(...frame.pages.map(({page, label, query}) =>
         link(ui, "", query, {page}, {"aria-current": page === frame.page ? "page" : null, "data-page": page}, label)));
       const hasChoice = frame.stores.length > 1;

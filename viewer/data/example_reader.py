@@ -9,6 +9,7 @@ keys takes kilobytes, a column or a map takes all rows. Results are cached for a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -52,15 +53,23 @@ def go_on() -> None:
 
 
 class Reader:
-    """Reader of one example at one site."""
+    """Reader of one example at one site.
 
-    def __init__(self, store: Store, example: Example, site: Site, cache: ByteCache) -> None:
+    With `renormalise` the weights of hidden keys (special tokens, and the first token of a causal site) are 0, and the
+    other weights of each row add up to 1. Rows that see only hidden keys are 0.
+    """
+
+    def __init__(
+        self, store: Store, example: Example, site: Site, cache: ByteCache, *, renormalise: bool = False
+    ) -> None:
         self.example, self.site, self.keep, self._cache = example, site, store.spec.keep, cache
+        self.renormalise = renormalise
+        self._key = example.index, site.name, renormalise
 
     @property
     def id(self) -> str:
         """Identifier of the picture. Tokens and maps with the same identifier belong together."""
-        return f"{self.example.index} {self.site.name}"
+        return f"{self.example.index} {self.site.name}{' renormalised' * self.renormalise}"
 
     @cached_property
     def queries(self) -> TokensFrame:
@@ -74,17 +83,19 @@ class Reader:
 
     def _tokens(self, sequence: str) -> TokensFrame:
         def make() -> TokensFrame:
-            return table_frame(self.example.tokens(sequence))
+            return table_frame(self.example.tokens(sequence), hide_first=self.site.causal)
 
-        return self._cache.get(("tokens", self.example.index, sequence), make, lambda f: 256 * len(f["labels"]))
+        return self._cache.get(
+            ("tokens", self.example.index, sequence, self.site.causal), make, lambda f: 256 * len(f["labels"])
+        )
 
     def units(self, kind: UnitKind) -> tuple[Units, Units]:
         """Return the units of both sides. In self-attention both are the same object."""
 
         def read(sequence: str) -> Units:
             return self._cache.get(
-                ("units", self.example.index, sequence, kind),
-                lambda: units_of(self.example, sequence, kind),
+                ("units", self.example.index, sequence, kind, self.site.causal),
+                lambda: units_of(self.example, sequence, kind, hide_first=self.site.causal),
                 lambda units: 512 * len(units.of_token),
             )
 
@@ -151,6 +162,32 @@ class Reader:
 
     # weights
 
+    @cached_property
+    def hidden(self) -> dict[str, Bool[np.ndarray, "token"]]:
+        """Mask of the tokens of each side (``"q"``, ``"k"``) that the switch for special tokens hides."""
+        return {"q": np.asarray(self.queries["special"], bool), "k": np.asarray(self.keys["special"], bool)}
+
+    def tile(
+        self, layer: int, heads: Sequence[int] | None, query: slice = slice(None), key: slice = slice(None)
+    ) -> Float32[np.ndarray, "head query_pos key_pos"]:
+        """Read a part of the maps of a layer (None: of all its heads), renormalised if this reader does so.
+
+        Raises
+        ------
+        NotFoundError
+            The store keeps neither attention nor the vectors to rebuild it.
+        """
+        if not self.renormalise:
+            return self.example.tile(layer, heads, self.site.name, query=query, key=key)
+        return renormalised(self.example.tile(layer, heads, self.site.name, query=query), self.hidden["k"])[..., key]
+
+    @property
+    def as_stored(self) -> Reader:
+        """The reader of the same example that does not renormalise."""
+        reader = copy(self)
+        reader.renormalise, reader._key = False, (*self._key[:2], False)
+        return reader
+
     def visible_keys(self, layer: int, query_pos: int) -> Bool[np.ndarray, "key_pos"]:
         """Return True for each key that a query sees in a layer."""
         rows = slice(query_pos, query_pos + 1)
@@ -175,7 +212,7 @@ class Reader:
         maps = []
         for layer, head in heads:
             check()
-            maps.append(self.example.tile(layer, [head], self.site.name, query=query, key=key)[0])
+            maps.append(self.tile(layer, [head], query, key)[0])
         return np.stack(maps)
 
     def codes(self, check: Check = go_on) -> UInt8[np.ndarray, "layer head query_pos key_pos"]:
@@ -202,14 +239,14 @@ class Reader:
                 for first in range(0, n_heads, step):
                     check()
                     heads = range(first, min(first + step, n_heads))
-                    layer_codes[first : heads.stop] = to_codes(self.example.tile(layer, heads, self.site.name))
+                    layer_codes[first : heads.stop] = to_codes(self.tile(layer, heads))
             return codes
 
         return self._cache.get(self._codes_key, read)
 
     @property
     def _codes_key(self) -> tuple[object, ...]:
-        return "codes", self.example.index, self.site.name
+        return "codes", *self._key
 
     @property
     def has_codes(self) -> bool:
@@ -229,21 +266,19 @@ class Reader:
             for layer_weights, layer in zip(weights, self.site.layers, strict=True):
                 check()
                 if side == "q":
-                    layer_weights[:] = self.example.tile(layer, None, self.site.name, query=span)[:, 0]
+                    layer_weights[:] = self.tile(layer, None, span)[:, 0]
                     continue
                 step = max(1, _PIECE_WEIGHTS // max(1, n_heads * self.shape[1]))
                 for start in range(0, self.shape[0], step):
                     check()
                     rows = slice(start, start + step)
-                    layer_weights[:, rows] = self.example.tile(layer, None, self.site.name, query=rows, key=span)[
-                        ..., 0
-                    ]
+                    layer_weights[:, rows] = self.tile(layer, None, rows, span)[..., 0]
             return weights
 
         return self._cache.get(self._row_key(side, position), read)
 
     def _row_key(self, side: str, position: int) -> tuple[object, ...]:
-        return "row", self.example.index, self.site.name, side, position
+        return "row", *self._key, side, position
 
     def row_cost(self, side: str, position: int) -> int:
         """Return the bytes that `row` reads; 0 if it is cached."""
@@ -261,12 +296,22 @@ class Reader:
         def read() -> np.ndarray:
             check()
             if side == "q":
-                return self.example.tile(head[0], [head[1]], self.site.name, query=span)[0, 0]
+                return self.tile(head[0], [head[1]], span)[0, 0]
             weights = np.zeros(self.shape[0], np.float32)
-            weights[rows] = self.example.tile(head[0], [head[1]], self.site.name, query=rows, key=span)[0, :, 0]
+            weights[rows] = self.tile(head[0], [head[1]], rows, span)[0, :, 0]
             return weights
 
-        return self._cache.get(("weights", self.example.index, self.site.name, *head, side, position), read)
+        return self._cache.get(("weights", *self._key, *head, side, position), read)
+
+    def edge(self, head: Head, pin: tuple[str, int], *, hide: bool, check: Check = go_on) -> tuple[int, int] | None:
+        """Return (query, key) of the strongest edge of a head at the pinned token. None if every partner is hidden."""
+        side, position = pin
+        is_shown = ~self.hidden["k" if side == "q" else "q"] if hide else True
+        weights = np.where(is_shown, self.weights(head, side, position, check), -1)
+        other = int(np.argmax(weights))
+        if weights[other] < 0:
+            return None
+        return (position, other) if side == "q" else (other, position)
 
     def weights_cost(self, n_heads: int, side: str, position: int) -> int:
         """Return the bytes that `weights` reads for some heads."""
@@ -289,7 +334,10 @@ class Reader:
             )
 
         def make() -> Pyramid:
-            pyramid = Pyramid(self.example, self.site, *head, self.shape)
+            def read(query: slice, key: slice) -> Float32[np.ndarray, "query_pos key_pos"]:
+                return self.tile(head[0], [head[1]], query, key)[0]
+
+            pyramid = Pyramid(read, self.shape, self.site.causal, (self.hidden["q"], self.hidden["k"]))
             pyramid.compute(check)
             return pyramid
 
@@ -300,7 +348,7 @@ class Reader:
         return max(self.shape) <= PICTURE_TOKENS or self._pyramid_key(head) in self._cache
 
     def _pyramid_key(self, head: Head) -> tuple[object, ...]:
-        return "pyramid", self.example.index, self.site.name, *head
+        return "pyramid", *self._key, *head
 
     # vectors
 
@@ -332,12 +380,21 @@ class Reader:
         return query, read_vectors(segment, site, "key", layer, kv_heads, keys).values[0], float(logsumexp[0, 0])
 
 
+def renormalised(
+    maps: Float32[np.ndarray, "*maps query key"], hidden: Bool[np.ndarray, "key"]
+) -> Float32[np.ndarray, "*maps query key"]:
+    """Set the weights of hidden keys to 0 and scale the others so that each row adds up to 1. Rows of 0 stay 0."""
+    shown = maps * ~hidden
+    total = shown.sum(axis=-1, keepdims=True)
+    return np.divide(shown, total, out=np.zeros_like(shown), where=total > 0)
+
+
 _CACHES: WeakKeyDictionary[Any, ByteCache] = WeakKeyDictionary()
 
 
-def reader_of(data: DataSource, number: int, site: str) -> Reader:
+def reader_of(data: DataSource, number: int, site: str, *, renormalise: bool = False) -> Reader:
     """Return the reader of one example. All sessions that share `data` share its cache."""
     cache = _CACHES.get(data)
     if cache is None:
         cache = _CACHES[data] = ByteCache(CACHE_BYTES)
-    return Reader(data.store, data.example(number), data.site(site), cache)
+    return Reader(data.store, data.example(number), data.site(site), cache, renormalise=renormalise)

@@ -23,7 +23,6 @@ from .example_reader import AT_ONCE_BYTES, READ_BYTES, Check, Reader
 class ReadPlan:
     """Weights of all heads that are to be read, decided before the read."""
 
-    title: str
     read: Callable[[Check], Any]
     at_once: bool = True
     is_row: bool = False
@@ -70,8 +69,11 @@ class KeyWeights:
 
     @property
     def pin_text(self) -> str:
-        """Pin of the list, counted in units."""
-        return "" if self.pin is None else f"{self.pin.side}{self.pin.position}"
+        """Pin of the list, counted in units: a token, or an edge."""
+        if self.pin is None:
+            return ""
+        other = "" if self.pin.partner is None else f"{'k' if self.pin.side == 'q' else 'q'}{self.pin.partner}"
+        return f"{self.pin.side}{self.pin.position}{other}"
 
     def frame(self, all_heads: Float32[np.ndarray, "layer head other"] | None, hide_special: bool) -> Any:
         """Return the frame of the list."""
@@ -99,9 +101,10 @@ class KeyWeights:
             cost = sum(reader.row_cost(side, token) for token in tokens)
             if cost > READ_BYTES:
                 return None
-            return ReadPlan("", lambda check: unit_row(reader, side, tokens, units, check), cost <= AT_ONCE_BYTES)
+            return ReadPlan(lambda check: unit_row(reader, side, tokens, units, check), cost <= AT_ONCE_BYTES)
         order = self.pin.order(others, hide_special=hide_special)
         best, position = (int(order[0]) if len(order) else -1), self.pin.position
+        best = best if self.pin.partner is None else self.pin.partner
         is_token = all(unit.are_tokens for unit in units)
         if best < 0 or not is_token or (cost := reader.row_cost("q", best)) > READ_BYTES:
             return None
@@ -110,7 +113,7 @@ class KeyWeights:
             weights = reader.row("q", best, check)[:, :, position : position + 1]
             return np.broadcast_to(weights, (*weights.shape[:2], len(others["labels"])))
 
-        return ReadPlan("", read, cost <= AT_ONCE_BYTES)
+        return ReadPlan(read, cost <= AT_ONCE_BYTES)
 
 
 def unit_row(
@@ -152,8 +155,12 @@ def key_weights(
     *,
     hide_special: bool,
     check: Check,
+    partner: int | None = None,
 ) -> KeyWeights:
-    """Read the weights of the shown heads for the list of keys. `maps` are those of `part`, `pin` is a unit."""
+    """Read the weights of the shown heads for the list of keys. `maps` are those of `part`, `pin` is a unit.
+
+    `partner` is the unit at the other end of the pinned edge, if an edge is pinned.
+    """
     n_rows = 8 if len(heads) < 3 else 6
     if pin is None:
         strongest = _strongest(maps, heads, part, hide_special)
@@ -170,7 +177,9 @@ def key_weights(
         column = _column(reader, heads, position, part, check) if side == "k" or is_one_text else none
     weights, back = (row, column) if side == "q" else (column, row)
     read = None if side == "q" or part.is_whole else part.spans[0]
-    pinned = PinnedRow(side, position, weights, back if reader.same_text else none, None, read, reader.site.layers)
+    pinned = PinnedRow(
+        side, position, weights, back if reader.same_text else none, None, read, reader.site.layers, partner
+    )  # fmt: skip
     return KeyWeights(heads, part, key, pinned, None, n_rows)
 
 

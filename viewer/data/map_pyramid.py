@@ -16,11 +16,9 @@ from functools import cached_property
 from typing import Literal, TypedDict
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 
 from headatlas.store.errors import NotFoundError
-from headatlas.store.reading.example import Example
-from headatlas.store.schema.traces import Site
 
 from ..frames.view_frames import to_codes
 
@@ -61,10 +59,11 @@ def _reduce(
 
 @dataclass(frozen=True)
 class Margins:
-    """Margins of the map: the entropy of each row in bits, and the attention that each key receives."""
+    """Entropy of each row in bits, attention received by each key, and largest weight between tokens that are shown."""
 
     entropy: Float32[np.ndarray, "query_pos"]
     received: Float32[np.ndarray, "key_pos"]
+    high: float
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,26 @@ class _Cached:
 
 
 class Pyramid:
-    """All levels of one head of one example. Thread-safe after construction."""
+    """All levels of one head of one example. Thread-safe after construction.
 
-    def __init__(self, example: Example, site: Site, layer: int, head: int, shape: tuple[int, int]) -> None:
-        self.example, self.site, self.layer, self.head, self.shape = example, site, layer, head, shape
+    Parameters
+    ----------
+    read
+        Function that reads the weights of a range of queries and of keys.
+    shape
+        Numbers of queries and keys.
+    hidden
+        Masks of the queries and keys that the switch for special tokens hides.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[slice, slice], Float32[np.ndarray, "query_pos key_pos"]],
+        shape: tuple[int, int],
+        causal: bool,
+        hidden: tuple[Bool[np.ndarray, "query_pos"], Bool[np.ndarray, "key_pos"]],
+    ) -> None:
+        self.read, self.shape, self.causal, self.hidden = read, shape, causal, hidden
         self.first_cached = FIRST_CACHED if max(shape) > PICTURE_TOKENS else 0
         self._computed: _Cached | None = None
 
@@ -121,7 +136,7 @@ class Pyramid:
         side = TILE << level
         query = slice(row * side, min((row + 1) * side, self.shape[0]))
         key = slice(column * side, min((column + 1) * side, self.shape[1]))
-        weights = self.example.tile(self.layer, [self.head], self.site.name, query=query, key=key)[0]
+        weights = self.read(query, key)
         return to_codes(pool_blocks(weights, 1 << level, kind))
 
     @property
@@ -135,14 +150,17 @@ class Pyramid:
         """Compute the cached levels and the margins. `check` is called between strips and may raise an error."""
         shapes = self.level_shapes[self.first_cached :]
         levels: dict[Kind, list[np.ndarray]] = {kind: [np.zeros(shape, np.uint8) for shape in shapes] for kind in KINDS}
+        high = 0.0
         entropy, received = np.zeros(self.shape[0], np.float32), np.zeros(self.shape[1], np.float64)
         block = 1 << (len(self.level_shapes) - 1)  # a strip holds complete blocks of every level
         height = max(block, min(_STRIP, _STRIP_WEIGHTS // max(1, self.shape[1])) // block * block)
         for start in range(0, self.shape[0], height):
             check()
             rows = slice(start, min(start + height, self.shape[0]))
-            n_keys = min(rows.stop, self.shape[1]) if self.site.causal else self.shape[1]
-            weights = self.example.tile(self.layer, [self.head], self.site.name, query=rows, key=slice(0, n_keys))[0]
+            n_keys = min(rows.stop, self.shape[1]) if self.causal else self.shape[1]
+            weights = self.read(rows, slice(0, n_keys))
+            shown = weights[~self.hidden[0][rows]][:, ~self.hidden[1][:n_keys]]
+            high = max(high, float(shown.max(initial=0)))
             received[:n_keys] += weights.sum(axis=0, dtype=np.float64)
             largest, total = (_reduce(weights, 1 << self.first_cached, by) for by in (np.maximum, np.add))
             logs = np.log2(weights, out=np.zeros_like(weights), where=weights > 0)
@@ -155,7 +173,7 @@ class Pyramid:
                 sizes = block_sizes((len(weights), self.shape[1]), 1 << level)[:, : largest.shape[1]]
                 levels["maximum"][index][blocks] = to_codes(largest)
                 levels["mean"][index][blocks] = to_codes(total / sizes)
-        self._computed = _Cached(levels, Margins(entropy, received.astype(np.float32)))
+        self._computed = _Cached(levels, Margins(entropy, received.astype(np.float32), high))
 
 
 def tiles_of(shape: tuple[int, int]) -> list[tuple[int, int]]:
@@ -188,6 +206,8 @@ class MatrixFrame(TypedDict):
     tiles: list[TileFrame]
     entropy: np.ndarray
     received: np.ndarray
+    high: float
+    """Largest weight between tokens that are not hidden."""
     note: str
 
 
@@ -209,9 +229,10 @@ def matrix_frame(pyramid: Pyramid, *, head: str, id: str, note: str = "") -> Mat
         "shape": list(pyramid.shape),
         "levels": [list(shape) for shape in shapes],
         "tile": TILE,
-        "causal": pyramid.site.causal,
+        "causal": pyramid.causal,
         "tiles": tiles,
         "entropy": margins.entropy,
         "received": margins.received,
+        "high": margins.high,
         "note": note,
     }

@@ -140,7 +140,7 @@ class ServedStores:
 def _prepare(data: DataSource) -> None:
     if not data.n_examples:
         return
-    _ = data.bounds, data.example_numbers, data.positions, data.library, data.store.example_columns()
+    _ = data.bounds, data.example_numbers, data.positions, data.library(""), data.store.example_columns()
     for name, site in data.store.sites.items():
         data.field_values(name)
         for sequence in {site.query_sequence, site.key_sequence}:

@@ -7,16 +7,16 @@ records. The arrays are read-only, because sessions share them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from headatlas.store.errors import NotFoundError, PatternError
+from headatlas.store.errors import NotFoundError
 from headatlas.store.files.byte_cache import ByteCache
-from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
+from headatlas.store.patterns import LibraryPattern, Pattern, Vocabulary
+from headatlas.store.patterns.segment_matcher import segment_matcher
 from headatlas.store.queries.pattern_search import ExampleHit, SearchProgress, SearchResult
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.reading.example import Example
@@ -30,6 +30,7 @@ from ..state.reader_state import Bounds
 from ..theme.token_labels import visible
 from .bookmarks import Bookmarks
 from .example_filters import containing, frequent_values, having, pair_groups, sample_ranking, without_damage
+from .pattern_library import searched_statistics, usable_patterns
 from .search_answers import (  # fmt: skip
     SEARCH,
     Edge,
@@ -225,15 +226,29 @@ class DataSource:
 
     @property
     def statistic_names(self) -> tuple[str, ...]:
-        """Names of the statistics in the store. One that was added later belongs to one site."""
-        return tuple(dict.fromkeys(name for site in self.store.sites for name in self.statistics_of(site)))
+        """Names of the statistics in the store, and of those that a search gives. Added ones belong to one site."""
+        sites = self.store.sites
+        names = [name for site in sites for name in self.store.statistic_names(site)]
+        return tuple(dict.fromkeys([*names, *(name for site in sites for name in self.searched_statistics(site))]))
 
     def statistics_of(self, site: str) -> tuple[str, ...]:
-        """Return the names of the statistics of a site."""
-        return self.store.statistic_names(self.site(site).name)
+        """Return the names of the statistics of a site: those in the store, and those whose search is cached."""
+        searched = [name for name, text in self.searched_statistics(site).items() if self.has_answer(text, site)]
+        return (*self.store.statistic_names(self.site(site).name), *searched)
+
+    def searched_statistics(self, site: str) -> dict[str, str]:
+        """Return the statistics of a site that are the mass of a search: name to expression."""
+        stored = self.store.statistic_names(self.site(site).name)
+        return searched_statistics(self.library(site), stored) if self.can_search(site) else {}
+
+    def can_search(self, site: str) -> bool:
+        """Return True if a search has data to read at a site."""
+        return self.has_attention(site) or bool(self.store.spec.keep.edges)
 
     def over_examples(self, site: str, statistic: str) -> Float32[np.ndarray, "layer head example"]:
         """Return a statistic of every head on every example, by position. NaN for examples without a counting row."""
+        if (expression := self.searched_statistics(site).get(statistic)) is not None:
+            return self._over_examples(self.search(expression, site))
 
         def read() -> np.ndarray:
             data = self.store.statistics(self.site(site).name)
@@ -242,6 +257,12 @@ class DataSource:
             return _read_only(np.ascontiguousarray(data[statistic].values, np.float32))
 
         return self._cache.get(("over", self.site(site).name, statistic), read)
+
+    def _over_examples(self, result: SearchResult) -> Float32[np.ndarray, "layer head example"]:
+        mass = result.example_mass
+        scores = np.full((*mass.shape[:2], self.n_examples), np.nan, np.float32)
+        scores[:, :, np.searchsorted(self.numbers, mass["example"].values)] = mass.values
+        return scores
 
     def has_scores(self, site: str, statistic: str) -> bool:
         """Return True if `over_examples`, or the result of a search, is cached."""
@@ -253,8 +274,12 @@ class DataSource:
 
         def make() -> HeadValues:
             definition = STATISTICS.get(statistic) or DERIVED_STATISTICS.get(statistic)
-            rows = statistic_rows(self.store, site_, statistic)
-            values = aggregate(self.over_examples(site, statistic), rows).astype(np.float32)
+            expression = self.searched_statistics(site).get(statistic)
+            if expression is None:
+                rows = statistic_rows(self.store, site_, statistic)
+                values = aggregate(self.over_examples(site, statistic), rows).astype(np.float32)
+            else:
+                values = mass_of(self.search(expression, site)).values
             added = {overlay.name: overlay.unit for overlay in self.store.overlays if overlay.group == site_.name}
             label, unit = visible(statistic), added.get(statistic, "")
             if definition:
@@ -319,17 +344,12 @@ class DataSource:
         """
         Pattern.parse(expression).check(self.vocabulary(site))
 
-    @cached_property
-    def library(self) -> dict[str, LibraryPattern]:
-        """Built-in patterns that only use annotations of this store."""
-        usable = {}
-        for name, item in LIBRARY.items():
-            try:
-                self.check_pattern(item.filled, "")
-                usable[name] = replace(item, expression=item.filled) if item.parameters else item
-            except PatternError:
-                continue
-        return usable
+    def library(self, site: str) -> dict[str, LibraryPattern]:
+        """Return the built-in patterns that this store can answer at a site."""
+        site_ = self.site(site)
+        return self._cache.get(
+            ("library", site_.name), lambda: usable_patterns(self.store, site_, self.vocabulary(site))
+        )
 
     def search(
         self,
@@ -367,17 +387,43 @@ class DataSource:
 
     def hits_of(
         self, result: SearchResult, layer: int, head: int, sample: str = "strongest", n: int = MAX_HITS,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None, *, prefer_plain: bool = True,
     ) -> list[ExampleHit]:  # fmt: skip
-        """Return at most `n` examples of one head from a (partial) result. `sample` is as in `sample_ranking`."""
+        """Return at most `n` examples of one head from a (partial) result. `sample` is as in `sample_ranking`.
+
+        `prefer_plain` is as in `SearchResult.hits`.
+        """
         key = ("hits", result.site.name, result.pattern.expression, result.n_examples_searched, layer, head, sample, n)
+        key += (prefer_plain,)
         return self._cache.get(
             key,
             lambda: result.hits(
                 layer, head, sample_ranking(result.ranked_examples(layer, head), sample, n),
-                max_pairs=MAX_HIT_PAIRS, check=check,
+                max_pairs=MAX_HIT_PAIRS, prefer_plain=prefer_plain, check=check,
             ),
         )  # fmt: skip
+
+    def matches(
+        self, expression: str, site: str, number: int
+    ) -> tuple[Int64[np.ndarray, "match"], Int64[np.ndarray, "match"]]:
+        """Return the query and key positions of the pairs of one example that match a pattern.
+
+        Raises
+        ------
+        PatternError
+            The expression has a mistake.
+        """
+        site_, pattern, vocabulary = self.site(site), Pattern.parse(expression), self.vocabulary(site)
+        pattern.check(vocabulary)
+
+        def read() -> tuple[np.ndarray, np.ndarray]:
+            segment = self.store.segment_of(number)
+            row = number - segment.first_example
+            matcher = segment_matcher(segment, site_, pattern, vocabulary, row, words=False)
+            found = matcher.example(0)
+            return matcher.evaluator.query.position[found.query], matcher.evaluator.key.position[found.key]
+
+        return self._cache.get(("matches", site_.name, expression, number), read)
 
     def search_scores(self, expression: str, site: str, layer: int, head: int) -> Float32[np.ndarray, "example"]:
         """Return the mass of one head on every example, by position. NaN for examples without a match."""

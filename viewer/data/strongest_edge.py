@@ -21,12 +21,14 @@ def strongest_edge(
 ) -> Edge | None:
     """Return the strongest edge of a head in an example.
 
-    If the statistic is the mass of a pattern, only edges that match the pattern count. Edges of special tokens count
-    only if no other edge has a weight above 0.01. None if no edge matches, if the store keeps neither attention nor
+    If the statistic is the mass of a pattern, only edges that match the pattern count. Edges of special tokens, and of
+    the first token of a causal site, count only if no other edge has a weight above 0.01. None if no edge matches, if the store keeps neither attention nor
     edges, or if the example has more than `MAX_PAIRS` pairs and the store keeps no edges.
     """
     keep = example.segment.spec.keep
-    special = example.tokens(site.query_sequence).special, example.tokens(site.key_sequence).special
+    special = example.tokens(site.query_sequence).special.copy(), example.tokens(site.key_sequence).special.copy()
+    if site.causal:
+        special[0][:1] = special[1][:1] = True
     is_short = len(special[0]) * len(special[1]) <= MAX_PAIRS
     best: tuple[Edge | None, Edge | None] = None, None
     if (keep.attention or (not keep.edges and has_attention)) and is_short:

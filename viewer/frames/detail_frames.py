@@ -55,7 +55,9 @@ class PinnedFrame(TypedDict):
     turns: bool
     """True if the same token can also be pinned on the other side."""
     edge: EdgeHeads | dict[str, list[str]]
-    """Heads with the strongest edge of the pinned token. Empty if no token is listed."""
+    """Heads with the pinned edge, or with the strongest edge of the pinned token. Empty if no token is listed."""
+    partner: int
+    """Position of the token at the other end of that edge, -1 for none."""
     note: NotRequired[str]
     """Part of a long text that the list is of."""
     alone: NotRequired[bool]
@@ -125,6 +127,8 @@ class PinnedRow:
     read: slice | None = None
     layers: Sequence[int] | None = None
     """Numbers of the layers of `all_heads`, by default from 0."""
+    partner: int | None = None
+    """Other end of the pinned edge; None if only a token is pinned."""
 
     def order(self, others: TokensFrame, *, hide_special: bool) -> Int64[np.ndarray, "shown"]:
         """Return the tokens of the other side that were read and are shown, strongest first."""
@@ -183,9 +187,11 @@ def pinned_frame(
         "back": [],
         "turns": bool(back.size),
         "edge": {},
+        "partner": -1,
     }
-    if len(top) and pin.all_heads is not None:
-        best = int(top[0])
+    best = int(top[0]) if pin.partner is None and len(top) else -1 if pin.partner is None else pin.partner
+    frame["partner"] = best
+    if best >= 0 and pin.all_heads is not None:
         query, key = tokens["labels"][position], others["labels"][best]
         if side == "k":
             query, key = key, query

@@ -77,11 +77,14 @@ class Units:
         return Units(self.frame, of_token, table), span
 
 
-def units_of(example: Example, sequence: str, kind: UnitKind) -> Units:
-    """Return the units of one sequence of an example."""
+def units_of(example: Example, sequence: str, kind: UnitKind, *, hide_first: bool = False) -> Units:
+    """Return the units of one sequence of an example.
+
+    `hide_first` is that of `tokens_frame`; it concerns the word of the first token, and no sentence.
+    """
     tokens = example.tokens(sequence)
     if kind == "token":
-        return Units(table_frame(tokens), np.arange(len(tokens), dtype=np.int64), tokens)
+        return Units(table_frame(tokens, hide_first=hide_first), np.arange(len(tokens), dtype=np.int64), tokens)
     texts = (example.target_text or "", "") if sequence == "target" else (example.text, example.text_pair or "")
     words = _words(tokens, texts)
     of_word = np.arange(len(words)) if kind == "word" else _sentences(words)
@@ -92,7 +95,8 @@ def units_of(example: Example, sequence: str, kind: UnitKind) -> Units:
         parts[index].append(words[row][0])
     labels = [" ".join(filter(None, part)).strip() for part in parts]
     of_token = np.append(unit, -1)[tokens.token_rank].astype(np.int64)
-    frame = tokens_frame([label(_short(text)) for text in labels], None, labels)
+    is_hidden = hide_first and kind == "word" and bool(of_token.size) and of_token[0] == 0
+    frame = tokens_frame([label(_short(text)) for text in labels], None, labels, hide_first=is_hidden)
     bounds = np.array([0, len(labels)], np.int64)
     return Units(frame, of_token, replace(tokens, word=of_token.astype(np.int32), word_offset=bounds))
 

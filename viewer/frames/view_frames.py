@@ -22,6 +22,8 @@ from ..theme.token_labels import running_text, token_labels, visible
 from .geometry import rebuilt_row
 
 Head = tuple[int, int]
+FIRST = 2
+"""Mark of the first token of a causal site in `TokensFrame.special`."""
 MAX_THUMBNAIL = 96
 """Longest side of a thumbnail, in pixels."""
 _WEIGHTS = ((np.arange(256) / 255.0) ** 2).astype(np.float32)
@@ -32,7 +34,7 @@ class TokensFrame(TypedDict):
 
     labels: list[str]
     special: np.ndarray
-    """uint8 [token], 1 for special tokens."""
+    """uint8 [token]: 1 for special tokens, 2 for the first token of a causal site. One switch hides both."""
     pieces: list[str]
     """Spelling of the tokenizer, for tooltips. Empty if unknown."""
 
@@ -93,6 +95,10 @@ class HeadFrame(TypedDict):
     n_keys: int
     part: NotRequired[str]
     """Name of the sentence range that is shown."""
+    pattern: NotRequired[str]
+    """Pattern whose edges stand out."""
+    matches: NotRequired[dict[str, np.ndarray]]
+    """Shown pairs that match it: int32 `query` and `key`, counted from the start of the window."""
     title: NotRequired[str]
     tint: NotRequired[str]
     """``"pos"`` or ``"neg"``: colour of a compared view."""
@@ -208,19 +214,25 @@ def head_name(head: Head) -> str:
 
 
 def tokens_frame(
-    labels: Sequence[str], special: Sequence[bool] | np.ndarray | None = None, pieces: Sequence[str] | None = None
+    labels: Sequence[str],
+    special: Sequence[bool] | np.ndarray | None = None,
+    pieces: Sequence[str] | None = None,
+    *,
+    hide_first: bool = False,
 ) -> TokensFrame:
-    """Make the frame of one side's tokens. `token_labels.label` writes `labels`; `pieces` are for tooltips."""
-    return {
-        "labels": list(labels),
-        "special": np.zeros(len(labels), np.uint8) if special is None else np.asarray(special, np.uint8),
-        "pieces": [visible(piece) for piece in pieces or ()],
-    }
+    """Make the frame of one side's tokens. `token_labels.label` writes `labels`; `pieces` are for tooltips.
+
+    With `hide_first` the switch for special tokens hides the first token too: at causal sites it is a sink.
+    """
+    flags = np.zeros(len(labels), np.uint8) if special is None else np.asarray(special, np.uint8)
+    if hide_first and len(flags) and not flags[0]:
+        flags = np.concatenate([np.array([FIRST], np.uint8), flags[1:]])
+    return {"labels": list(labels), "special": flags, "pieces": [visible(piece) for piece in pieces or ()]}
 
 
-def table_frame(tokens: TokenTable) -> TokensFrame:
-    """Make the frame of one token table."""
-    return tokens_frame(token_labels(tokens), tokens.special.tolist(), tokens.piece)
+def table_frame(tokens: TokenTable, *, hide_first: bool = False) -> TokensFrame:
+    """Make the frame of one token table. `hide_first` is that of `tokens_frame`."""
+    return tokens_frame(token_labels(tokens), tokens.special.tolist(), tokens.piece, hide_first=hide_first)
 
 
 def sides_frame(queries: TokensFrame, keys: TokensFrame | None = None, id: str = "") -> SidesFrame:

@@ -299,9 +299,9 @@ def _with_tokens(
     tokens = example.tokens(site.query_sequence)
     same = site.query_sequence == site.key_sequence
     second = np.flatnonzero(tokens.second) if same else np.empty(0, np.int64)
-    keys = None if same else table_frame(example.tokens(site.key_sequence))
+    keys = None if same else table_frame(example.tokens(site.key_sequence), hide_first=site.causal)
     return part_frame(
-        maps, table_frame(tokens), keys, label=LABELS[site.name], layers=layers, causal=site.causal,
+        maps, table_frame(tokens, hide_first=site.causal), keys, label=LABELS[site.name], layers=layers, causal=site.causal,
         sentence_b_start=int(second[0]) if len(second) and second[0] else None, note=", ".join(filter(None, notes)),
     )  # fmt: skip
 

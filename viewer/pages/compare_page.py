@@ -77,7 +77,7 @@ class CompareViewPage(ComparisonChoices):
         data, name = self.data, self.data.store.name
         if kind == "examples":
             number = int(state.other_example) if state.other_example else self._partner(reader)
-            second = reader_of(data, number, reader.site.name)
+            second = reader_of(data, number, reader.site.name, renormalise=reader.renormalise)
             heads, names = (
                 (head, head),
                 tuple(
@@ -122,7 +122,7 @@ class CompareViewPage(ComparisonChoices):
         example = reader.example
         if example.id not in other_data.positions:
             raise NotFoundError(f"{other_data.name} has no example with the id {visible(example.id)}.")
-        other_reader = reader_of(other_data, other_data.number_of(example.id), "")
+        other_reader = reader_of(other_data, other_data.number_of(example.id), "", renormalise=reader.renormalise)
         if other_reader.example.text != example.text:
             raise NotFoundError(f"example {visible(example.id)} of {other_data.name} has a different text.")
         return other_reader
@@ -166,6 +166,7 @@ class CompareViewPage(ComparisonChoices):
         """Fill the components with what was read."""
         assert self._sides is not None
         (a, b), (queries, _), maps = self._sides, compared.alignment, compared.maps
+        high = self._high(maps)
         row = self._row()
         self.first.pin = "" if row is None else f"q{queries.first[row]}"
         self.second.pin = "" if row is None else f"q{queries.second[row]}"
@@ -173,10 +174,24 @@ class CompareViewPage(ComparisonChoices):
             (self.first, a, maps[0], "pos", "A"), (self.second, b, maps[1], "neg", "B"),
         ):  # fmt: skip
             rows = [(pairs.first, pairs.second)["AB".index(letter)] for pairs in compared.alignment]
-            view.give(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
+            view.give(
+                share=self.state.share, keys=self.state.keys, hide_special=self.hide_special, high=high,
+                renormalised=side.reader.renormalise,
+            )  # fmt: skip
             show_side(view, side, map_, rows, tint, letter, self.kind)
         self._show_difference(maps, row)
         self._show_changes(reader, maps[0])
+
+    def _high(self, maps: tuple[np.ndarray, np.ndarray]) -> float:
+        """Return the largest weight between shown units of both sides: one scale for both pictures."""
+        assert self._sides is not None
+        if not self.hide_special:
+            return 1.0
+        highs = []
+        for side, map_ in zip(self._sides, maps, strict=True):
+            queries, keys = (~np.asarray(units.frame["special"], bool) for units in (side.queries, side.keys))
+            highs.append(float(map_[queries][:, keys].max(initial=0.0)))
+        return max(highs) or 1.0
 
     def _row(self) -> int | None:
         """Return the aligned row of the pinned query of A. None if no query is pinned, or it has no partner in B."""
@@ -189,6 +204,7 @@ class CompareViewPage(ComparisonChoices):
         return int(rows[0]) if len(rows) else None
 
     def _pin(self, index: int, pin: str) -> None:
+        pin = pin[: pin.find("k")] if "k" in pin[1:] else pin  # an edge is shown as its query
         if self._alignment is None or pin == (self.first, self.second)[index].pin == self._pin_of(index):
             return
         if not pin:

@@ -27,6 +27,7 @@ from ..components.corpus_cards import (  # fmt: skip
     StrongExample,
 )
 from ..data.edge_quotes import snippet
+from ..data.role_answers import main_roles
 from ..data.search_answers import SEARCH, Edge, HeadValues, upper_end
 from ..data.store_data import DataSource
 from ..data.store_facts import facts_frame
@@ -35,6 +36,7 @@ from ..theme.token_labels import visible_lines
 from .layout import drawer, grid, in_cell
 from .page import Page
 from .quoted_examples import are_long
+from .role_list import RoleList
 from .search_mass import mass_or_search
 
 N_EXAMPLES = 4
@@ -49,6 +51,7 @@ class CorpusPage(Page):
         send = self.session.receive
         self.facts, self.map, self.inspector = Facts(send), HeadMap(send), Inspector(send)
         self.scatter, self.distribution = Scatter(send), Distribution(send)
+        self.roles = RoleList(self)
         self.second_map = HeadMap(send, visible=False)
         self.facts.frame = facts_frame(self.data)
         self._map_key: tuple[str, ...] = ()
@@ -57,12 +60,13 @@ class CorpusPage(Page):
         return grid(
             in_cell(self.facts, "1 / -1"),
             in_cell(self.map, "1", "2"),
-            in_cell(self.scatter, "2", "2"),
+            in_cell(self.roles.card, "2", "2"),
             in_cell(self.second_map, "2", "2"),
             drawer(self.inspector, "right", "3", "2 / 4"),
-            in_cell(self.distribution, "1 / 3", "3"),
+            in_cell(self.distribution, "1", "3"),
+            in_cell(self.scatter, "2", "3"),
             columns="minmax(300px,472fr) minmax(0,576fr) 336px",
-            rows="56px minmax(0,1fr) 222px",
+            rows="30px minmax(0,5fr) minmax(0,4fr)",
             narrow={"right": "minmax(300px,472fr) minmax(0,576fr)"},
             stack="56px 300px 340px 222px",
         )
@@ -75,12 +79,13 @@ class CorpusPage(Page):
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill the cards. A picture is sent again only if its numbers have changed, not for every chosen head."""
         state = self.state
+        self.roles.fill()
         waits = waits_for_search(self, state.statistic, state.x, state.y)
         values = chosen_values(self.data, state)
         self.map.selected = f"{state.layer}.{state.head}"
         self.scatter.selected = ",".join(f"{layer}.{head}" for layer, head in state.heads_shown)
         second_frame = second_map_frame(self.data, state, values)
-        map_key = (state.site, values.name, state.pattern, state.heads, state.other_store)
+        map_key = (state.site, values.name, state.pattern, state.heads, state.other_store, f"{len(self.roles.answers)}")
         if map_key != self._map_key:
             self.map.frame = map_frame(
                 values,
@@ -89,6 +94,7 @@ class CorpusPage(Page):
                 values.name,
             ) | {
                 "bookmarks": self.data.head_bookmarks(state.site),
+                "roles": main_roles(self.roles.answers),
                 "also": [f"{layer}.{head}" for layer, head in state.heads_shown[1:]],
                 "stores": [name for name in self.data.stores if name != self.data.name],
                 "beside": state.other_store if second_frame else "",
@@ -97,7 +103,7 @@ class CorpusPage(Page):
                 high = max(values.high, second_frame["high"])
                 self.map.frame = {**self.map.frame, "high": high}
                 self.second_map.frame = second_frame | {"high": high}
-            self.scatter.visible, self.second_map.visible = not second_frame, bool(second_frame)
+            self.roles.card.visible, self.second_map.visible = not second_frame, bool(second_frame)
             self._map_key = map_key
         self.second_map.selected = state.other_head
         pattern = state.pattern if SEARCH in (state.x, state.y) else ""
@@ -112,6 +118,11 @@ class CorpusPage(Page):
             self._table_key = map_key
         self._inspect(values)
         return "a search" if values.name == SEARCH else "stored statistics" + waits
+
+    def stop(self) -> bool:
+        """End the search for roles, and what else is being read."""
+        is_searching = self.roles.searches.stop()
+        return super().stop() or is_searching
 
     def _inspect(self, values: HeadValues) -> None:
         """Fill the inspector and the distribution. Of long or of many examples their numbers come later."""
@@ -140,14 +151,16 @@ def waits_for_search(page: Page, *names: str) -> str:
 
     Returns a note for the status line while the search runs, else an empty string.
     """
-    state = page.state
-    if SEARCH not in names or not state.pattern:
+    state, searched = page.state, page.data.searched_statistics(page.state.site)
+    patterns = [state.pattern if name == SEARCH else searched.get(name, "") for name in names]
+    waiting = [pattern for pattern in patterns if pattern and not page.data.has_answer(pattern, state.site)]
+    if not waiting:
         return ""
 
     def refresh() -> None:
         page.session.report_source(page.refresh(frozenset()), 0.0)
 
-    mass = mass_or_search(page.data, state, page.searches, refresh)
+    mass = mass_or_search(page.data, waiting[0], state.site, page.searches, refresh)
     return "" if mass else ", while the search runs"
 
 
@@ -294,8 +307,9 @@ def _values_key(data: DataSource, state: ViewState, values: HeadValues) -> tuple
 
 
 def _quote_examples(data: DataSource, state: ViewState, values: HeadValues, check: Check) -> list[dict[str, Any]]:
-    if values.name == SEARCH:
-        result = data.search(state.pattern, state.site)
+    expression = state.pattern if values.name == SEARCH else data.searched_statistics(state.site).get(values.name, "")
+    if expression:
+        result = data.search(expression, state.site)
         hits = data.hits_of(result, state.layer, state.head, n=N_EXAMPLES, check=check)
         ranked = [(hit.example, hit.score, Edge(hit.query_pos, hit.key_pos, hit.weight)) for hit in hits]
     else:

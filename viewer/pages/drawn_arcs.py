@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..components.search_cards import DrawnArcs
 from ..data.arc_guess import MAX_ARCS, Arc, Guess
+from ..data.example_reader import reader_of
 from ..data.store_data import DataSource
 from ..state.reader_state import ViewState
 from ..theme.token_labels import token_labels, visible
 
-MAX_DRAWN = 256
+MAX_DRAWN = 512
 """Most tokens of an example that arcs can be drawn on."""
 
 
@@ -44,11 +47,16 @@ def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc], guessed: li
     tokens = [example.tokens(name) for name in (site.query_sequence, site.key_sequence)]
     queries, keys = (token_labels(side, slice(MAX_DRAWN)) for side in tokens)
     n_queries, n_keys = len(queries), len(keys)
+    reader = reader_of(data, state.example, state.site)
     arcs = [(query, key) for query, key in arcs if query < n_queries and key < n_keys]
     return {
         "id": visible(example.id),
         "queries": queries,
         "keys": None if site.query_sequence == site.key_sequence else keys,
+        "dim": [
+            np.flatnonzero(reader.hidden[side][:MAX_DRAWN]).tolist() if state.specials == "hide" else []
+            for side in "qk"
+        ],
         "arcs": [list(arc) for arc in arcs],
         "guesses": [[g.expression, g.n_matches] for g in guessed],
     }

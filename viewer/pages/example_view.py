@@ -21,9 +21,10 @@ from ..data.example_reader import AT_ONCE_BYTES, READ_BYTES, Reader, reader_of
 from ..data.key_weights import KeyWeights, ReadPlan
 from ..data.store_data import DataSource
 from ..export import Kind, make_view
-from ..frames.view_frames import Head, head_name, picker_frame
+from ..frames.view_frames import FIRST, Head, head_name, picker_frame
 from ..frames.whole_example import FileLimit, example_part, neuron_part, vectors_facts
 from ..state.page_table import PageRow
+from ..state.reader_state import ViewState
 from .page import Page, PageSession
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class ExampleView(Page):
         self.picker, self.picks = HeadPicker(), Newest()
         self._picker_key: tuple[Any, ...] = ()
         super().__init__(session, row)
-        self.link(self.picker, share="share", keys="keys")
+        self.link(self.picker, share="share", keys="keys", weights="weights")
         self.picker.param.watch(lambda event: self.change(specials="hide" if event.new else "show"), "hide_special")
         self.picker.param.watch(self._selected, "selected")
 
@@ -52,8 +53,11 @@ class ExampleView(Page):
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill the picker and the view. Returns the source of the numbers with its largest error."""
-        reader = reader_of(self.data, self.state.example, self.state.site)
-        self.picker.give(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
+        reader = self.reader
+        self.picker.give(
+            share=self.state.share, keys=self.state.keys, hide_special=self.hide_special, weights=self.state.weights,
+            hides_first=bool((reader.queries["special"] == FIRST).any()),
+        )  # fmt: skip
         self.picker.selected = self._selection
         self.draw(reader, changed)
         return attention_source(self.data)
@@ -65,8 +69,13 @@ class ExampleView(Page):
 
     @property
     def hide_special(self) -> bool:
-        """True if the pictures hide special tokens."""
+        """True if the pictures hide special tokens, and the first token of a causal site."""
         return self.state.specials == "hide"
+
+    @property
+    def reader(self) -> Reader:
+        """The reader of the chosen example. Its rows are renormalised if the state says so and tokens are hidden."""
+        return reader_of(self.data, self.state.example, self.state.site, renormalise=is_renormalised(self.state))
 
     def stop(self) -> bool:
         """End what is being read for the picture and for the grid of heads."""
@@ -119,7 +128,7 @@ class ExampleView(Page):
             It would hold more than `MAX_DOWNLOAD` bytes of numbers. Nothing was read.
         """
         state = self.state
-        reader = reader_of(self.data, state.example, state.site)
+        reader = self.reader
         layers = reader.site.layers
         make = neuron_part if kind == "neuron" else example_part
         limit = FileLimit(MAX_DOWNLOAD, f"headatlas.viewer.{kind}_view saves it from Python", check)
@@ -145,7 +154,7 @@ class ExampleView(Page):
         list is shown without them until then.
         """
         pin, bookmarks = self.pinned(reader), self.data.head_bookmarks(self.state.site)
-        key = reader.id, pin, self.hide_special, bookmarks
+        key = reader.id, pin, self.state.pin, pin and self.heads[0], self.hide_special, bookmarks
         plan = self._picker_plan(reader, pin)
         edge = None if keys is None or listed is None else listed.edge_plan(reader, plan.is_row, self.hide_special)
         if keys is not None and listed is not None and not (plan.at_once and (edge is None or edge.at_once)):
@@ -159,9 +168,10 @@ class ExampleView(Page):
             return values, None if edge is None else edge.read(check)
 
         def done(result: tuple[Any, Any]) -> None:
-            values, all_heads = result
-            if values is not None:
-                self.picker.frame = {**picker_frame(values, plan.title, reader.site.layers), "bookmarks": bookmarks}
+            picked, all_heads = result
+            if picked is not None:
+                values, title = picked
+                self.picker.frame = {**picker_frame(values, title, reader.site.layers), "bookmarks": bookmarks}
                 self._picker_key = key
             if keys is not None and listed is not None:
                 keys.give(frame=listed.frame(all_heads, self.hide_special), pin=listed.pin_text)
@@ -170,32 +180,44 @@ class ExampleView(Page):
         self.picks.start((key, None if listed is None else listed.key), work, done, self.failed, at_once=at_once)
 
     def _picker_plan(self, reader: Reader, pin: tuple[str, int] | None) -> ReadPlan:
-        """Decide which weights of all heads colour the grid, before anything is read."""
+        """Decide which weights of all heads colour the grid, before anything is read.
+
+        They are the weights of the pinned edge: the one of the address, or the strongest edge that the chosen head has at
+        the pinned token. The plan reads (weights, title).
+        """
         zeros = np.zeros((reader.site.n_layers, reader.site.n_heads), np.float32)
-        hide_special = self.hide_special
+        hide_special, edge = self.hide_special, self.edge(reader)
         if not reader.has_attention:
-            return ReadPlan("attention was not kept", lambda check: zeros)
+            return ReadPlan(lambda check: (zeros, "attention was not kept"))
         if pin is None:
             if reader.n_weights > PICK_WEIGHTS:
-                return ReadPlan("pin a token for weights", lambda check: zeros)
+                return ReadPlan(lambda check: (zeros, "pin a token for weights"))
             return ReadPlan(
-                "mean strongest key", lambda check: mean_strongest(reader.codes(check), reader, hide_special),
+                lambda check: (mean_strongest(reader.codes(check), reader, hide_special), "mean strongest key"),
                 at_once=reader.has_codes,
             )  # fmt: skip
         side, position = pin
-        cost = reader.row_cost(side, position)
+        head = self.heads[0]
+        cost = reader.row_cost(side, position) if edge is None else reader.row_cost("q", edge[0])
         if cost > READ_BYTES:
-            return ReadPlan("pin a query for weights" if side == "k" else "too long for all heads", lambda check: zeros)
+            title = "pin a query for weights" if side == "k" else "too long for all heads"
+            return ReadPlan(lambda check: (zeros, title))
 
-        def read(check: Check) -> Float32[np.ndarray, "layer head"]:
-            row, others = reader.row(side, position, check), reader.keys if side == "q" else reader.queries
-            is_shown = ~np.asarray(others["special"], bool) if hide_special else np.ones(row.shape[2], bool)
-            if reader.same_text:
-                is_shown = is_shown & (np.arange(row.shape[2]) != position)
-            return row[:, :, is_shown].max(axis=-1, initial=0)
+        def read(check: Check) -> tuple[Float32[np.ndarray, "layer head"], str]:
+            ends = edge or reader.edge(head, pin, hide=hide_special, check=check)
+            if ends is None:
+                return zeros, "no edge of the pinned token is shown"
+            query, key = ends
+            row = reader.row("q", query, check)[:, :, key] if edge else reader.row(side, position, check)
+            labels = f"{reader.queries['labels'][query]} \u2192 {reader.keys['labels'][key]}"
+            return row if edge else row[:, :, key if side == "q" else query], f"weight of {labels}"
 
-        title = f"weight {'from' if side == 'q' else 'to'} the pinned token"
-        return ReadPlan(title, read, at_once=cost <= AT_ONCE_BYTES, is_row=True)
+        return ReadPlan(read, at_once=cost <= AT_ONCE_BYTES, is_row=edge is None or side == "q")
+
+    def edge(self, reader: Reader) -> tuple[int, int] | None:
+        """Return (query, key) of the edge in the address. None if it names none, or one that the example lacks."""
+        edge = self.state.pinned_edge
+        return edge if edge and all(i < n for i, n in zip(edge, reader.shape, strict=True)) else None
 
 
 def attention_source(data: DataSource) -> str:
@@ -205,6 +227,11 @@ def attention_source(data: DataSource) -> str:
         return "query and key"
     bound = spec.attention_error
     return "attention, " + (f"within {bound:.4f}".replace("0.", ".", 1) if bound else "exact")
+
+
+def is_renormalised(state: ViewState) -> bool:
+    """Return True if the shown weights of each row are scaled to a sum of 1, because some keys are hidden."""
+    return state.weights == "renormalised" and state.specials == "hide"
 
 
 def mean_strongest(codes: np.ndarray, reader: Reader, hide_special: bool) -> Float32[np.ndarray, "layer head"]:

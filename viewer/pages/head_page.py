@@ -5,6 +5,7 @@ Lines join tokens, words or sentences. The address holds the pinned token. A cli
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -12,26 +13,29 @@ import numpy as np
 import panel as pn
 from jaxtyping import Float32
 
-from headatlas.store.errors import NotFoundError
+from headatlas.store.errors import NotFoundError, PatternError
 
 from ..components.background import Check
 from ..components.headview import HeadView
 from ..components.keylist import KeyList
-from ..data.example_reader import AT_ONCE_BYTES, Reader
+from ..data.example_reader import AT_ONCE_BYTES, Reader, renormalised
 from ..data.key_weights import KeyWeights, Part, key_weights
 from ..frames.geometry import MAX_WINDOW, window
 from ..frames.picture_units import UnitKind, Units, merged
 from ..frames.view_frames import Head, HeadFrame, head_frame, head_name, message_frame, sides_frame
 from ..frames.whole_example import SentenceRange, sentence_ranges
-from .example_view import ExampleView
+from ..theme.token_labels import visible
+from .example_view import ExampleView, is_renormalised
 from .layout import three_columns
 
-_MAPS = {"site", "example", "layer", "head", "heads", "unit", "segments"}
+_MAPS = {"site", "example", "layer", "head", "heads", "unit", "segments", "weights", "pattern"}
 _LISTED = {"pin", "specials", "page", "view"}
 MAX_DRAWN = 8 << 20
 """Most weights of all heads together that are drawn. A long text shows fewer heads than chosen."""
 MAX_WHOLE, MAX_MERGED = 12 << 20, 2 << 20
 """Most weights of all heads together of which complete maps are read, and most weights of a map that is merged."""
+END = re.compile(r"([qk])([0-9]+)")
+"""One end of a pinned edge."""
 _RANGES = {"all": 0, "aa": 1, "ab": 2, "ba": 3, "bb": 4}
 
 
@@ -46,11 +50,12 @@ class HeadViewPage(ExampleView):
         self._max_heads = 1
         self.picker.choices = True
         self.lines.document = partial(self.document, "head")
-        self.link(self.picker, unit="unit", segments="segments", weights="weights", layout="layout")
+        self.link(self.picker, unit="unit", segments="segments", layout="layout")
         self.link(self.lines, pooling="pooling")
         self.lines.param.watch(self._pin_unit, "pin")
         self.keys.param.watch(self._pin_unit, "pin")
         self.listen(self.keys)
+        self.listen(self.lines)
         return three_columns(self.picker, self.lines, self.keys)
 
     @property
@@ -63,24 +68,36 @@ class HeadViewPage(ExampleView):
         return ",".join(head_name(head) for head in self.state.heads_shown)
 
     def _pin_unit(self, event: Any) -> None:
-        """Pin the first token of a unit."""
+        """Pin the first token of a unit, or the edge between the first tokens of two units."""
         pin = str(event.new)
         if self._units is None or not pin or pin == self._unit_pin():
             if not pin and self._unit_pin():
                 self.change(pin="")
             return
-        first = self._units[pin[0] == "k"].first_token
-        unit = int(pin[1:]) if pin[1:].isdigit() else len(first)
-        self.change(pin=f"{pin[0]}{first[unit]}" if unit < len(first) else pin)
+        first = {side: units.first_token for side, units in zip("qk", self._units, strict=True)}
+        ends = [(side, int(unit)) for side, unit in END.findall(pin)]
+        if all(unit < len(first[side]) for side, unit in ends):
+            pin = "".join(f"{side}{first[side][unit]}" for side, unit in ends)
+        self.change(pin=pin)
+
+    def on_message(self, message: dict[str, Any]) -> None:
+        """Handle a message: of a side panel, or ``{"pattern": ""}`` of the lines, which lets no pattern stand out."""
+        if message.get("pattern") == "":
+            self.change(pattern="")
+        super().on_message(message)
 
     def _unit_pin(self) -> str:
         """Return the pin of the state, counted in units."""
-        pin = self.state.pinned
-        if pin is None or self._units is None:
+        if self._units is None:
             return self.state.pin
-        of_token = self._units[pin[0] == "k"].of_token
-        unit = int(of_token[pin[1]]) if pin[1] < len(of_token) else -1
-        return f"{pin[0]}{unit}" if unit >= 0 else ""
+        text = ""
+        for side, token in END.findall(self.state.pin):
+            of_token = self._units[side == "k"].of_token
+            unit = int(of_token[int(token)]) if int(token) < len(of_token) else -1
+            if unit < 0:
+                break
+            text += f"{side}{unit}"
+        return text
 
     def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill the components. A new pin sends no maps again if the example fits the window."""
@@ -95,25 +112,26 @@ class HeadViewPage(ExampleView):
         self.picker.give(
             unit=state.unit,
             segments=state.segments,
-            weights=state.weights,
             layout=state.layout,
             pairs=len(ranges) > 1,
         )
         self.lines.give(
             share=state.share, keys=state.keys, hide_special=self.hide_special, pin=self._unit_pin(),
-            layout=state.layout, pooling=state.pooling, renormalise=state.weights == "renormalised",
+            layout=state.layout, pooling=state.pooling, renormalised=is_renormalised(state),
         )  # fmt: skip
         is_new = bool(changed & _MAPS) or key != self._lines_key
         if not is_new and not changed & _LISTED:
             return
-        pin, hide_special = parse_pin(self._unit_pin()), self.hide_special
-        read_key = (key, heads, pin, hide_special)
+        (pin, partner), hide_special = parse_pin(self._unit_pin()), self.hide_special
+        read_key = (key, heads, pin, partner, hide_special, state.pattern)
 
         def work(check: Check) -> tuple[HeadFrame | None, KeyWeights]:
             maps = _part_maps(reader, heads, part, check)
             frame = _lines_frame(reader, heads, maps, part, spans, id_, sentence_range["name"]) if is_new else None
+            if frame is not None and state.pattern:
+                frame |= self._matches(state.pattern, units, spans)
             return frame, key_weights(
-                reader, heads, maps, part, pin, read_key, hide_special=hide_special, check=check
+                reader, heads, maps, part, pin, read_key, hide_special=hide_special, check=check, partner=partner
             )  # fmt: skip
 
         def done(result: tuple[HeadFrame | None, KeyWeights]) -> None:
@@ -173,13 +191,31 @@ class HeadViewPage(ExampleView):
     def _window(self, sentence_range: SentenceRange) -> tuple[slice, slice]:
         """Return the shown range of each side: the chosen range, or a window of it around the pin."""
         pin = self._unit_pin()
-        center = int(pin[1:]) if pin else None
+        center = int(END.findall(pin)[0][1]) if pin else None
         spans = []
         for side in ("q", "k"):
             start, stop = sentence_range[side]
             part = window(stop - start, None if center is None else min(max(center, start), stop - 1) - start)
             spans.append(slice(start + part.start, start + part.stop))
         return spans[0], spans[1]
+
+    def _matches(self, pattern: str, units: tuple[Units, Units], spans: tuple[slice, slice]) -> HeadFrame:
+        """Return the entries of the frame that mark the edges of a pattern. Empty if the pattern has a mistake."""
+        data, state = self.data, self.state
+        try:
+            tokens = data.matches(pattern, state.site, state.example)
+        except PatternError:
+            return {}  # type: ignore[return-value]
+        ends = [side.of_token[positions] for side, positions in zip(units, tokens, strict=True)]
+        is_shown = np.logical_and.reduce(
+            [(end >= span.start) & (end < span.stop) for end, span in zip(ends, spans, strict=True)]
+        )
+        pairs = np.unique(np.stack([end[is_shown] - span.start for end, span in zip(ends, spans, strict=True)]), axis=1)
+        library = data.library(state.site)
+        name = next((item.label for item in library.values() if pattern in (item.name, item.expression)), pattern)
+        return {
+            "pattern": visible(name), "matches": {"query": pairs[0].astype(np.int32), "key": pairs[1].astype(np.int32)},
+        }  # type: ignore[return-value]  # fmt: skip
 
     def _note(self, reader: Reader, unit: UnitKind) -> str:
         notes = [] if unit == "token" else [f"between {unit}s"]
@@ -198,9 +234,10 @@ class HeadViewPage(ExampleView):
         self.keys.frame = {}
 
 
-def parse_pin(text: str) -> tuple[str, int] | None:
-    """Return side and position of a pin such as ``q14``. None if nothing is pinned."""
-    return (text[0], int(text[1:])) if text else None
+def parse_pin(text: str) -> tuple[tuple[str, int] | None, int | None]:
+    """Return side and position of a pin such as ``q14`` or ``q14k3``, and the other end of its edge; None for none."""
+    ends = [(side, int(position)) for side, position in END.findall(text)]
+    return ends[0] if ends else None, ends[1][1] if len(ends) > 1 else None
 
 
 def units_within(side: Units, units: slice, center: int | None) -> slice:
@@ -230,11 +267,15 @@ def units_within(side: Units, units: slice, center: int | None) -> slice:
 def _part_maps(
     reader: Reader, heads: list[Head], part: Part, check: Check
 ) -> Float32[np.ndarray, "n_heads query_unit key_unit"]:
-    """Read the part of the maps, between units."""
+    """Read the part of the maps, between units. Rows of words and sentences are renormalised after merging."""
+    is_scaled = reader.renormalise and not all(side.are_tokens for side in part.units)
+    source = reader.as_stored if is_scaled else reader
     if part.is_whole:
-        return merged(reader.maps(heads, check), *part.units)
-    (queries, rows), (keys, columns) = (side.part(span) for side, span in zip(part.units, part.spans, strict=True))
-    return merged(reader.maps(heads, check, query=rows, key=columns), queries, keys)
+        maps = merged(source.maps(heads, check), *part.units)
+    else:
+        (queries, rows), (keys, columns) = (side.part(span) for side, span in zip(part.units, part.spans, strict=True))
+        maps = merged(source.maps(heads, check, query=rows, key=columns), queries, keys)
+    return renormalised(maps, np.asarray(part.units[1].frame["special"], bool)[part.spans[1]]) if is_scaled else maps
 
 
 def _lines_frame(

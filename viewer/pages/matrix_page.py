@@ -14,7 +14,7 @@ from headatlas.store.errors import HeadAtlasError, NotFoundError
 from ..components.background import Check, Newest, background
 from ..components.keylist import KeyList
 from ..components.matrix import Matrix
-from ..data.example_reader import AT_ONCE_BYTES, Reader, reader_of
+from ..data.example_reader import AT_ONCE_BYTES, Reader
 from ..data.key_weights import KeyWeights, Part, key_weights
 from ..data.map_pyramid import PICTURE_TOKENS, Kind, Pyramid, TileFrame, matrix_frame, pool_blocks
 from ..figures.attention_figures import MapChoices, map_figure
@@ -30,7 +30,7 @@ MAX_TILES = 64
 """Most tiles that one message can request."""
 TILES_S = 0.1
 """Time after which the tiles that are ready are sent, in seconds."""
-_LISTED = {"page", "view", "site", "example", "layer", "head", "pin", "specials"}
+_LISTED = {"page", "view", "site", "example", "layer", "head", "pin", "specials", "weights"}
 logger = logging.getLogger(__name__)
 
 
@@ -75,7 +75,9 @@ class MatrixViewPage(ExampleView):
 
         def done(pyramid: Pyramid) -> None:
             self._map_id, self._pyramid = id_, pyramid
-            note = "rebuilt from query and key" if reader.is_rebuilt else ""
+            note = ", ".join(
+                ["rebuilt from query and key"] * reader.is_rebuilt + ["rows add up to 1"] * reader.renormalise
+            )
             self.map.tokens = sides_frame(reader.queries, None if reader.same_text else reader.keys, reader.id)
             self.map.frame = matrix_frame(pyramid, head=head_name(head), id=id_, note=note)
 
@@ -101,11 +103,15 @@ class MatrixViewPage(ExampleView):
             return
         rows = slice(0, n_queries) if is_short or pin is None else near_pin(reader, pin)
         columns = slice(0, n_keys) if is_short else slice(0, 0)
-        part, key = Part(units, (rows, columns)), (reader.id, head, pin, hide_special)
+        part, edge = Part(units, (rows, columns)), self.edge(reader)
+        key = (reader.id, head, self.state.pin, hide_special)
+        partner = None if edge is None or pin is None else edge[pin[0] == "q"]
 
         def work(check: Check) -> KeyWeights:
             maps = reader.maps([head], check, query=rows, key=columns)
-            return key_weights(reader, [head], maps, part, pin, key, hide_special=hide_special, check=check)
+            return key_weights(
+                reader, [head], maps, part, pin, key, hide_special=hide_special, check=check, partner=partner
+            )
 
         self.picks.stop()
         cost = reader.cost(1, n_queries if is_short else rows.stop - rows.start)
@@ -119,7 +125,7 @@ class MatrixViewPage(ExampleView):
         pyramid, state = self._pyramid, self.state
         if pyramid is None:
             raise NotFoundError("there is no map, so there is no figure. Wait until it is read.")
-        reader = reader_of(self.data, state.example, state.site)
+        reader = self.reader
         top, left, span = [float(part or 0) for part in state.zoom.split(",")] if state.zoom else [0.0, 0.0, 1e9]
         spans = [
             slice(min(int(start), n - 1), min(n, math.ceil(start + span)))

@@ -48,7 +48,9 @@ class ModelViewPage(ExampleView):
         head, hide_special = self.heads[0], self.hide_special
         self.maps.give(enlarged=head_name(head), selected=self._selection, hide_special=hide_special)
         is_new = reader.id != self._maps_id
-        is_detail = is_new or bool(changed & {"site", "example", "layer", "head", "specials", "view", "page"})
+        is_detail = is_new or bool(
+            changed & {"site", "example", "layer", "head", "specials", "weights", "view", "page"}
+        )
 
         def work(check: Check) -> tuple[ModelFrame | None, DetailFrame | None]:
             codes = reader.codes(check)  # raises an error for a long text, before anything is read
@@ -95,7 +97,7 @@ class ModelViewPage(ExampleView):
         if state.arrange == "weight" and picker_frame:
             ranking = {"scores": picker_frame["values"].ravel(), "title": picker_frame["title"]}
         elif state.arrange == "search" and state.pattern:
-            mass = mass_or_search(self.data, state, self.searches, self._rank)
+            mass = mass_or_search(self.data, state.pattern, state.site, self.searches, self._rank)
             if mass is not None:
                 ranking = {"scores": np.nan_to_num(mass.values).ravel(), "title": f"mass of {state.pattern[:40]}"}
         self.maps.give(arrange=state.arrange, searched=bool(state.pattern), ranking=ranking)

@@ -12,16 +12,16 @@ from headatlas.store.schema.head_dimensions import factors_text, parse_factors, 
 
 from ..components.background import Check
 from ..components.neuronview import NeuronView
-from ..data.example_reader import AT_ONCE_BYTES, Reader
+from ..data.example_reader import AT_ONCE_BYTES, Reader, reader_of
 from ..frames.geometry import clearest_query
 from ..frames.view_frames import Head, NeuronFrame, NeuronRow, message_frame, neuron_frame, sides_frame
 from ..state.reader_state import Problem
-from .example_view import ExampleView
+from .example_view import ExampleView, is_renormalised
 from .layout import two_columns
 
 MAX_BYTES = 32 << 20
 """Largest size of the key vectors of a row that are sent to the browser."""
-_READ = {"page", "view", "site", "example", "layer", "head", "pin", "specials"}
+_READ = {"page", "view", "site", "example", "layer", "head", "pin", "specials", "weights"}
 
 
 class NeuronViewPage(ExampleView):
@@ -38,6 +38,11 @@ class NeuronViewPage(ExampleView):
         self._tokens_of = ""
         self.vectors.document = partial(self.document, "neuron")
         return two_columns(self.picker, self.vectors)
+
+    @property
+    def reader(self) -> Reader:
+        """The reader of the chosen example with weights as stored: the browser scales those that it shows."""
+        return reader_of(self.data, self.state.example, self.state.site)
 
     def _pin(self, event: Any) -> None:
         if event.new != self.state.pin:
@@ -133,7 +138,7 @@ class NeuronViewPage(ExampleView):
             self.session.report(problems)
         self.vectors.give(
             pin=state.pin, hide_special=self.hide_special, order=state.dimension_order, factors=factors, dim=dimension,
-            measured=measured,
+            measured=measured, renormalised=is_renormalised(state),
         )  # fmt: skip
 
     def _explain(self, reader: Reader) -> None:

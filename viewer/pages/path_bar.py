@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from headatlas.store.schema.traces import Site
 
 from ..components.bars import PathFrame, PathItem
@@ -75,15 +73,18 @@ def edge_text(data: DataSource, state: ViewState) -> str:
     if state.pinned is None or not data.has_attention(state.site):
         return ""
     side, position = state.pinned
-    reader = reader_of(data, state.example, state.site)
+    reader, edge = reader_of(data, state.example, state.site), state.pinned_edge
     if position >= reader.shape[0 if side == "q" else 1]:
         return ""
     labels = [reader.queries["labels"], reader.keys["labels"]]
     mine, others = labels if side == "q" else labels[::-1]
     whole = side == "q" or reader.near(position) == slice(0, reader.shape[0])
     partner = "\u2026"
-    if whole and reader.weights_cost(1, side, position) <= AT_ONCE_BYTES:
-        partner = others[int(np.argmax(reader.weights((state.layer, state.head), side, position)))]
+    if edge is not None and all(i < n for i, n in zip(edge, reader.shape, strict=True)):
+        partner = others[edge[side == "q"]]
+    elif whole and reader.weights_cost(1, side, position) <= AT_ONCE_BYTES:
+        edge = reader.edge((state.layer, state.head), state.pinned, hide=state.specials == "hide")
+        partner = partner if edge is None else others[edge[side == "q"]]
     return f"{mine[position]} \u2192 {partner}" if side == "q" else f"{partner} \u2192 {mine[position]}"
 
 

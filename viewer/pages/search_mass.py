@@ -9,31 +9,35 @@ from headatlas.store.errors import HeadAtlasError
 from ..components.background import Check, Newest, SupersededError
 from ..data.search_answers import HeadValues
 from ..data.store_data import DataSource
-from ..state.reader_state import ViewState
+
+
+def stop_of(check: Check) -> Callable[[], bool]:
+    """Convert the check of background work to a function that returns True if the work must stop."""
+
+    def must_stop() -> bool:
+        try:
+            check()
+        except SupersededError:
+            return True
+        return False
+
+    return must_stop
 
 
 def mass_or_search(
-    data: DataSource, state: ViewState, work: Newest, on_complete: Callable[[], None]
+    data: DataSource, pattern: str, site: str, work: Newest, on_complete: Callable[[], None]
 ) -> HeadValues | None:
-    """Return the mass of every head if the search of the state has a cached result, else None.
+    """Return the mass of every head if the search for a pattern has a cached result, else None.
 
     If there is none, the search runs in the background, and `on_complete` is called at the end. It is not called
     if the pattern has a mistake or the search exceeds its time limit. A search for another pattern ends it.
     """
-    pattern, site = state.pattern, state.site
     if data.has_answer(pattern, site):
         return data.search_values(pattern, site)
 
     def run(check: Check) -> bool:
-        def must_stop() -> bool:
-            try:
-                check()
-            except SupersededError:
-                return True
-            return False
-
         try:
-            data.search(pattern, site, stop=must_stop)
+            data.search(pattern, site, stop=stop_of(check))
         except HeadAtlasError:
             return False
         return data.has_answer(pattern, site)

@@ -14,12 +14,13 @@ import numpy as np
 import panel as pn
 
 from headatlas.store.errors import HeadAtlasError, PatternError
+from headatlas.store.patterns import LibraryPattern
 from headatlas.store.patterns.token_fields import EXAMPLE_FIELDS, TOKEN_FIELDS
 from headatlas.store.queries.evidence.nulls import NULLS
 from headatlas.store.queries.pattern_search import SearchProgress, SearchResult
 
 from ..components.background import Check, Newest, background
-from ..components.bars import StateCard, StateFrame  # fmt: skip
+from ..components.bars import StateCard, StateFrame, StateItem
 from ..components.card import HeadBookmarks
 from ..components.corpus_cards import HeadMap
 from ..components.search_cards import (
@@ -46,7 +47,6 @@ from .page import Page
 from .quoted_examples import are_long, kwic_frame
 
 MAX_HEADS = 250
-START = "previous_token"
 
 
 class SearchPage(Page):
@@ -81,7 +81,9 @@ class SearchPage(Page):
         self._cancel = Event()
         if pn.state.curdoc is not None:
             pn.state.on_session_destroyed(lambda context: self._cancel.set())
-        return grid(*cells, rows="158px 34px minmax(0,1fr)", gap="8px", stack="158px 34px auto")
+        return grid(
+            *cells, rows="minmax(132px,auto) 34px minmax(0,1fr)", gap="8px", stack="minmax(132px,auto) 34px auto"
+        )
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Start a search if the pattern is new, and fill the cards from the last result."""
@@ -227,7 +229,7 @@ class SearchPage(Page):
 
 def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, busy: bool) -> PatternFrame:
     """Build the frame of the pattern box: the expression, the library and the mistake."""
-    library = data.library
+    library = data.library(state.site)
     library_name = next((name for name, item in library.items() if state.pattern in (name, item.expression)), "")
     description = library[library_name].description if library_name else fields_text(data, state.site)
     mistake: Mistake | None = None
@@ -243,13 +245,10 @@ def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, 
     return {
         "expression": state.pattern,
         "library": [
-            {"name": item.name, "expression": item.expression, "description": item.description}
+            {"name": item.name, "label": item.label, "expression": item.expression, "description": item.description}
             for item in library.values()
         ],
-        "fields": {
-            side: list(fields)
-            for side, fields in zip(("query", "key", "example"), _sides(data, state.site), strict=True)
-        },
+        "fields": dict(zip(("query", "key", "example"), _sides(data, state.site), strict=True)),
         "values": {field: [list(v) for v in counts] for field, counts in data.field_values(state.site).items()},
         "picked": library_name,
         "description": description,
@@ -265,13 +264,15 @@ def fields_text(data: DataSource, site: str) -> str:
     query, _, example = _sides(data, site)
     columns = [f"example.{visible(name)}" for name in example if name not in EXAMPLE_FIELDS]
     columns += [f"query.{visible(name)}" for name in query if name not in TOKEN_FIELDS]
-    fields = "fields: " + ", ".join(list(TOKEN_FIELDS)[:10])
-    return f"columns: {', '.join(columns[:24])}{', …' * (len(columns) > 24)}; {fields}" if columns else fields
+    fields = f"of every token: {', '.join(TOKEN_FIELDS)}"
+    return f"fields of this corpus: {', '.join(columns)}; {fields}" if columns else fields
 
 
-def _sides(data: DataSource, site: str) -> tuple[Any, Any, Any]:
+def _sides(data: DataSource, site: str) -> tuple[list[str], ...]:
+    """Return the field names of query, key and example, those of the corpus first."""
     vocabulary = data.vocabulary(site)
-    return vocabulary.query, vocabulary.key, vocabulary.example
+    sides = ((vocabulary.query, TOKEN_FIELDS), (vocabulary.key, TOKEN_FIELDS), (vocabulary.example, EXAMPLE_FIELDS))
+    return tuple(sorted(fields, key=lambda name, known=known: name in known) for fields, known in sides)
 
 
 def source(data: DataSource, result: SearchResult) -> str:
@@ -311,19 +312,25 @@ def waiting_frame(
             ],
             "code": visible(state.pattern),
         }
-    patch = (
-        {"page": "search", "pattern": data.library[START].expression} if START in data.library else {"page": "search"}
-    )
+    library = data.library(state.site)
     return {
         "kind": "no-search",
         "title": "Search for heads",
         "lines": [
-            "Write a condition on a query token and a key token, or pick one above. "
+            "Write a condition on a query token and a key token, or choose a pattern. "
             "The search scores every head over all examples."
         ],
-        "actions": [
-            {"label": START.replace("_", " "), "query": state.to_query(**patch), "patch": patch, "primary": True}
-        ],
+        "items": [_item(state, item) for item in library.values()],
+    }
+
+
+def _item(state: ViewState, item: LibraryPattern) -> StateItem:
+    return {
+        "group": item.group,
+        "name": item.name,
+        "label": item.label,
+        "text": item.description,
+        "run": item.expression,
     }
 
 

@@ -28,6 +28,7 @@ from ..state.page_table import PAGES, PageRow, row_of
 from ..state.reader_state import Problem, ViewState
 from ..theme.token_labels import visible
 from .bookmark_list import list_frame
+from .find_text import Suggestion, is_expression, suggestions
 from .layout import grid, in_cell
 from .page import Page, PageStack, page_class
 from .path_bar import path_frame
@@ -125,10 +126,11 @@ class Session:
                 reason = f"{len(text):,} characters; at most {MAX_TEXT:,} are allowed"
                 self.report([Problem("find", text[:80], reason)])
             else:
-                self.find(text)
+                self.find(text, message.get("pick"))
+        elif isinstance(text := message.get("suggest"), str):
+            self.suggest(text)
         elif isinstance(expression := message.get("run"), str):
-            self.wants_best_head = True
-            self.go({"page": "search", "pattern": expression.strip()})
+            self.run(expression.strip())
         elif isinstance(change := message.get("bookmark"), dict):
             self.bookmark(change)
         elif message.get("refresh"):
@@ -149,23 +151,36 @@ class Session:
         finally:
             self._push = before
 
-    def find(self, text: str) -> None:
-        """Interpret the text of the search box: a head, the id of an example, a pattern, or words in examples."""
-        text = text.strip()
-        if match := _HEAD.fullmatch(text):
-            self.go(
-                {
-                    "layer": match[1],
-                    "head": match[2],
-                    "page": "corpus" if self.state.page == "search" else self.state.page,
-                }
-            )
-        elif text in self.data.positions:
-            self.go({"page": "views", "example": self.data.number_of(text)})
-        elif looks_like_pattern(text) or text in self.data.library:
-            self.receive({"run": self.data.library[text].expression if text in self.data.library else text})
+    def find(self, text: str, pick: object = None) -> None:
+        """Show a meaning of the text in the search box: the suggestion with the number `pick`, or the likeliest."""
+        items = suggestions(self.data, self.state, text[:MAX_TEXT])
+        index = pick if type(pick) is int and 0 <= pick < len(items) else 0
+        if items:
+            self._choose(items[index])
+
+    def suggest(self, text: str) -> None:
+        """Show the meanings of the text in the search box."""
+        items = [[item.kind, item.label, item.detail] for item in suggestions(self.data, self.state, text[:MAX_TEXT])]
+        self.top.frame = {**self.top.frame, "found": {"text": text, "items": items}}
+
+    def run(self, text: str) -> None:
+        """Search for an expression. Words that are none are understood as in the search box: a head, a token, a name."""
+        if text and not is_expression(text, self.data.library(self.state.site)):
+            first = suggestions(self.data, self.state, text[:MAX_TEXT])[:1]
+            if first and first[0].kind != "text":
+                self._choose(first[0])
+                return
+        self._search(text)
+
+    def _choose(self, item: Suggestion) -> None:
+        if item.pattern:
+            self._search(item.pattern)
         else:
-            self.go({"page": "examples", "text": text, "row": 0})
+            self.go(item.patch)
+
+    def _search(self, expression: str) -> None:
+        self.wants_best_head = True
+        self.go({"page": "search", "pattern": expression})
 
     def report(self, problems: list[Problem]) -> None:
         """Show problems in the notice. An empty list clears it."""
@@ -375,11 +390,6 @@ class EmptyPage(Page):
             else f"headatlas run CONFIG --out {self.data.name}",
         }
         return ""
-
-
-def looks_like_pattern(text: str) -> bool:
-    """Return True if the text of the search box looks like an expression rather than words."""
-    return bool(re.search(r"\b(query|key|example)\s*[.\[]|[=!<>]=|\bnot\b.*\bin\b", text))
 
 
 def duration_text(seconds: float) -> str:

@@ -18,7 +18,7 @@ from ..frames.view_frames import TextFrame, text_line
 from ..state.page_table import VIEWS
 from ..theme.token_labels import visible
 from .bookmark_list import example_bookmark
-from .example_view import attention_source
+from .example_view import attention_source, is_renormalised
 from .layout import grid, in_cell
 from .page import Page, PageStack
 from .path_bar import head_step
@@ -26,7 +26,7 @@ from .path_bar import head_step
 MAX_TAGS = 3
 AT_ONCE_TOKENS = 2048
 """Most tokens of a text whose parts are made in one step."""
-_TEXT_FIELDS = {"page", "view", "site", "example", "layer", "head", "heads", "pin"}
+_TEXT_FIELDS = {"page", "view", "site", "example", "layer", "head", "heads", "pin", "specials", "weights"}
 """Fields that change the text, its weights or the tabs."""
 
 
@@ -108,26 +108,30 @@ class ViewsPage(Page):
 
     def _shade(self) -> None:
         """Shade the text by the largest weight over the shown heads between the pinned token and each other token."""
-        state, reader = self.state, reader_of(self.data, self.state.example, self.state.site)
+        state, is_hiding = self.state, self.state.specials == "hide"
+        reader = reader_of(self.data, state.example, state.site, renormalise=is_renormalised(state))
         pin, heads = state.pinned, list(state.heads_shown)
         if pin is None or not reader.has_attention or pin[1] >= reader.shape[0 if pin[0] == "q" else 1]:
             self.reads.stop()
             self.text.give(weights={})
             return
         side, position = pin
+        other = "k" if side == "q" else "q"
         n_heads = max(1, READ_BYTES // max(1, reader.weights_cost(1, side, position)))
         heads = heads[:n_heads]
 
         def work(check: Check) -> np.ndarray:
-            return np.max([reader.weights(head, side, position, check) for head in heads], axis=0)
+            weights = np.max([reader.weights(head, side, position, check) for head in heads], axis=0)
+            return np.where(reader.hidden[other], 0, weights) if is_hiding else weights
 
         def done(weights: np.ndarray) -> None:
-            self.text.give(weights={"k" if side == "q" else "q": weights})
+            high = float(weights.max(initial=0)) if is_hiding else 1.0
+            self.text.give(weights={other: weights, "high": high or 1.0})
 
         at_once = reader.weights_cost(len(heads), side, position) <= AT_ONCE_BYTES
         if not at_once:
             self.text.give(weights={})
-        self.reads.start((reader.id, pin, tuple(heads)), work, done, self.failed, at_once=at_once)
+        self.reads.start((reader.id, pin, tuple(heads), is_hiding), work, done, self.failed, at_once=at_once)
 
 
 def text_frame(data: Any, number: int, site_name: str) -> TextFrame:

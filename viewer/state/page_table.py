@@ -48,8 +48,8 @@ class PageRow:
 
 
 _HEADS = frozenset({"page", "site", "statistic", "pattern", "layer", "head"})
-_EXAMPLE = frozenset({"page", "view", "site", "example", "layer", "head", "heads", "pin", "specials"})
-_LINES = _EXAMPLE | {"share", "keys", "unit", "segments", "weights", "layout"}
+_EXAMPLE = frozenset({"page", "view", "site", "example", "layer", "head", "heads", "pin", "specials", "weights"})
+_LINES = _EXAMPLE | {"share", "keys", "unit", "segments", "layout", "pattern"}
 _DIMENSIONS = frozenset({"dimension_order", "dimension", "measured", "factors"})
 _OTHERS = frozenset({"compare", "pairs", "other_example", "other_head", "other_store"})
 

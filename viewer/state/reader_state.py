@@ -111,7 +111,7 @@ class ViewState(param.Parameterized):
     """All choices of one reader. `FIELDS` lists the fields that a URL may hold.
 
     `heads` lists further heads beside (`layer`, `head`), in the order in which they were added. `pin` is empty, or a
-    side and a position: ``q14`` pins query 14, ``k3`` pins key 3.
+    side and a position: ``q14`` pins query 14, ``k3`` pins key 3, and ``q14k3`` pins query 14 with its edge to key 3.
     """
 
     page = param.Selector(default="corpus", objects=[row.route for row in PAGES])
@@ -129,7 +129,9 @@ class ViewState(param.Parameterized):
     pin = param.String(default="")
     share = param.Number(default=0.75, bounds=(0.0, 1.0))
     keys = param.Integer(default=8, bounds=(1, 64))
-    specials = param.Selector(default="hide", objects=list(SPECIALS), doc="special tokens in the views")
+    specials = param.Selector(
+        default="hide", objects=list(SPECIALS), doc="special tokens, and the first token of a causal site, in the views"
+    )
     unit = param.Selector(default="token", objects=list(UNITS), doc="units that a line of the head view joins")
     segments = param.Selector(default="all", objects=list(SEGMENTS), doc="texts of a pair that the lines join")
     weights = param.Selector(
@@ -219,6 +221,15 @@ class ViewState(param.Parameterized):
         """Side and position of the pinned token. None if no token is pinned."""
         match = PIN.fullmatch(self.pin)
         return (match[1], int(match[2])) if match else None  # type: ignore[return-value]
+
+    @property
+    def pinned_edge(self) -> tuple[int, int] | None:
+        """(query, key) of the pinned edge. None if no edge is pinned, also if one token is."""
+        match = PIN.fullmatch(self.pin)
+        if not match or match[4] is None:
+            return None
+        ends = {match[1]: int(match[2]), match[3]: int(match[4])}
+        return ends["q"], ends["k"]
 
     def to_query(self, **changes: Any) -> str:
         """Return the query (without ``?``) of this state with some `changes`. It is empty for the start."""
@@ -331,7 +342,7 @@ class ViewState(param.Parameterized):
             return self._integer(name, value, values)
         if name == "pin":
             if value != "" and not PIN.fullmatch(text_value(value)):
-                raise ValueError("expected q or k and a position, such as q14")
+                raise ValueError("expected a token such as q14 or k3, or an edge such as q14k3")
             return value
         if name == "heads":
             return self._head_list(text_value(value), values)

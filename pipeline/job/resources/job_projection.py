@@ -13,6 +13,8 @@ import numpy as np
 
 from headatlas.store.codecs.attention_layout import entry_counts, smallest_unsigned
 from headatlas.store.codecs.expected_sizes import compression_factor, expected_row_entries
+from headatlas.store.files.containers.container import FILES_OF_A_SEGMENT
+from headatlas.store.files.manifest import N_RECENT_MANIFESTS
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.schema.traces import TraceSpec, segment_layout
 
@@ -75,6 +77,11 @@ class JobProjection:
     def stored_bytes(self) -> int:
         """Predicted bytes of the store, without the parts that were not measured."""
         return sum(array.stored_bytes for array in (*self.arrays, *self.besides))
+
+    @property
+    def n_files(self) -> int:
+        """Number of files of the finished store: those of its segments, its newest manifests, and `latest.json`."""
+        return FILES_OF_A_SEGMENT * self.n_segments + min(self.n_segments + 1, N_RECENT_MANIFESTS) + 1
 
     @property
     def peak_bytes(self) -> int:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from headatlas.store.files.locations import is_url
+
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _GROUP_FOLDER = Path("/sys/fs/cgroup")
 
@@ -27,7 +29,7 @@ class Machine:
     host_bytes: int | None = None
     """Memory of the host: what is available, and what this process holds."""
     disk_bytes: int | None = None
-    """Free space on the disk of the store."""
+    """Free space on the disk of the store; None in an object store."""
 
 
 def read_machine(device: torch.device, folder: Path) -> Machine:
@@ -36,10 +38,13 @@ def read_machine(device: torch.device, folder: Path) -> Machine:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         device_bytes = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    return Machine(str(device), name, device_bytes, _host_bytes(), shutil.disk_usage(existing).free)
+    disk_bytes = None
+    if not is_url(folder):
+        existing = folder.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        disk_bytes = shutil.disk_usage(existing).free
+    return Machine(str(device), name, device_bytes, _host_bytes(), disk_bytes)
 
 
 def total_device_bytes(device: torch.device) -> int | None:

@@ -18,15 +18,24 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ...codecs.array_layout import ArrayLayout, SegmentArray
 from ...errors import ConfigError, FormatError
-from ..hashed_files import StoredObject, check_path
+from ..hashed_files import ARCHIVE_NAME, StoredObject, check_path
 from ..json_documents import format_document, parse_document
 from ..object_source import ObjectSource
 
 MAX_AXES = 6
 _DTYPES = ("uint8", "uint16", "uint32", "int32", "int64", "float16", "float32", "float64")
+FILES_OF_A_SEGMENT = 2
+"""Number of files that either container writes for a segment: its data, and `segment.json`."""
 Slices = tuple[slice, ...]
 ContainerName = Literal["zarr", "hdf5"]
 CONTAINERS: tuple[ContainerName, ...] = ("zarr", "hdf5")
+
+
+class WrittenFiles(NamedTuple):
+    """Files that a container wrote: objects, and the archive that holds them, if any."""
+
+    objects: list[StoredObject]
+    archive: StoredObject | None = None
 
 
 class Span(NamedTuple):
@@ -98,6 +107,8 @@ class SegmentListing(BaseModel):
     n_tokens: dict[str, int]
     arrays: tuple[ArrayEntry, ...]
     objects: tuple[StoredObject, ...]
+    archive: StoredObject | None = None
+    """Archive that holds all objects. Its hash is that of the bytes outside the objects. None if each is a file."""
 
     @model_validator(mode="after")
     def _check_unique(self) -> SegmentListing:
@@ -106,9 +117,44 @@ class SegmentListing(BaseModel):
                 raise ValueError("a path is listed twice")
         return self
 
+    @model_validator(mode="after")
+    def _check_archive(self) -> SegmentListing:
+        positions = [item.offset for item in self.objects]
+        if self.archive is None:
+            if any(position is not None for position in positions):
+                raise ValueError("an object has an offset, but there is no archive")
+            return self
+        if self.archive.path != ARCHIVE_NAME or self.archive.offset is not None or None in positions:
+            raise ValueError(f"expected an archive {ARCHIVE_NAME}, and an offset for each object")
+        end = 0
+        for start, n_bytes in sorted((item.offset or 0, item.bytes) for item in self.objects):
+            if start < end:
+                raise ValueError("objects overlap in the archive")
+            end = start + n_bytes
+        if end > self.archive.bytes:
+            raise ValueError("an object ends after the archive")
+        return self
+
+    @property
+    def files(self) -> tuple[StoredObject, ...]:
+        """Files on disk: the archive, or all objects."""
+        return self.objects if self.archive is None else (self.archive,)
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the files on disk."""
+        return sum(item.bytes for item in self.files)
+
     def to_bytes(self) -> bytes:
         """Return the document."""
-        return format_document(self.model_dump(mode="json"))
+        fields = self.model_dump(mode="json")
+        if self.archive is None:
+            del fields["archive"]
+            for row in fields["objects"]:
+                del row["offset"]
+        else:
+            del fields["archive"]["offset"]
+        return format_document(fields)
 
     @staticmethod
     def from_bytes(data: bytes) -> SegmentListing:
@@ -167,7 +213,7 @@ class Container(Protocol):
 
     name: str
 
-    def write(self, folder: Path, arrays: Mapping[str, SegmentArray], pool: Executor) -> list[StoredObject]:
+    def write(self, folder: Path, arrays: Mapping[str, SegmentArray], pool: Executor) -> WrittenFiles:
         """Write and fsync all arrays below an empty folder, and list the files. Equal arrays give equal bytes."""
         ...
 

@@ -29,7 +29,7 @@ from ...codecs.array_layout import ArrayLayout, SegmentArray
 from ...errors import FormatError, HeadAtlasError, NotFoundError, located
 from ..hashed_files import ObjectDamageError, StoredObject, fsync_folder, is_damage
 from ..object_source import ObjectFile, ObjectSource
-from .container import SegmentListing, Slices, Span, guard_fork, long_axis
+from .container import SegmentListing, Slices, Span, WrittenFiles, guard_fork, long_axis
 from .hdf5_metadata import (
     FILE_NAME,
     MOST_RATIO,
@@ -57,7 +57,7 @@ class Hdf5Container:
 
     name = "hdf5"
 
-    def write(self, folder: Path, arrays: Mapping[str, SegmentArray], pool: Executor) -> list[StoredObject]:
+    def write(self, folder: Path, arrays: Mapping[str, SegmentArray], pool: Executor) -> WrittenFiles:
         """See `Container.write`. The pool encodes the chunks, and this thread writes them in order."""
         import h5py
 
@@ -78,7 +78,7 @@ class Hdf5Container:
                     file.close()
         item = _seal(path)
         fsync_folder(folder)
-        return [item]
+        return WrittenFiles([item])
 
     def open(self, source: ObjectSource, folder: str, listing: SegmentListing) -> Hdf5Reader:
         """See `Container.open`."""

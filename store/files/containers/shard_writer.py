@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import google_crc32c
 import numpy as np
@@ -27,7 +27,7 @@ import zstandard
 from jaxtyping import Shaped, UInt8
 
 from ...codecs.array_layout import ArrayLayout
-from ..hashed_files import HashedFile
+from ..hashed_files import Buffer
 
 Compressor = Literal["h8", "zstd"]
 Checksum = Literal["crc32c", "fletcher32"]
@@ -36,8 +36,8 @@ Body = bytes | memoryview | np.ndarray
 CHUNK_PAIRS = 32_768
 CHUNK_BYTES = 32_768  # for query, key and logsumexp, which are read by example
 CHUNK_ROWS = 65_536  # for edges, which a search reads completely
-SHARD_BYTES = 128 << 20  # a larger layer is cut along its long axis
-LAYERS_BYTES = 32 << 20  # smaller layers share a shard of this size, because each file has a fixed cost
+SHARD_BYTES = 32 << 20  # a larger layer is cut along its long axis; a compressed shard waits in memory for its position
+LAYERS_BYTES = 32 << 20  # smaller layers share a shard of this size, because each has a fixed cost
 TABLE_CHUNK = 1 << 22  # items of a chunk without shard
 MISSING_CHUNK = 2**64 - 1
 
@@ -57,6 +57,17 @@ _PARAMETERS = {
 
 _thread_compressors = threading.local()
 """Compressors of the current thread, by name."""
+
+
+class ByteSink(Protocol):
+    """Target of a file's bytes."""
+
+    bytes: int
+    """Number of bytes written."""
+
+    def write(self, *buffers: Buffer) -> None:
+        """Append flat arrays of bytes, in order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,15 @@ def _even(length: int, target: int) -> int:
     return max(1, math.ceil(length / max(1, math.ceil(length / target))))
 
 
-def write_file(file: HashedFile, array: Shaped[np.ndarray, "*shape"], grid: Grid, index: tuple[int, ...]) -> None:
+def shard_bytes(grid: Grid, index: tuple[int, ...]) -> int | None:
+    """Return the size of a file before it is written, or None if its chunks are compressed."""
+    if grid.compressor is not None:
+        return None
+    chunks = [start is not None for start in grid.chunk_starts(index)]
+    return sum(chunks) * (grid.chunk_bytes + 4) + (16 * len(chunks) + 4 if grid.shard is not None else 0)
+
+
+def write_file(file: ByteSink, array: Shaped[np.ndarray, "*shape"], grid: Grid, index: tuple[int, ...]) -> None:
     """Write the chunk or shard `index` of `array`."""
     compress, cut = compressor_of(grid), chunk_cutter(array, grid.chunk)
     entries: list[tuple[int, int]] = []

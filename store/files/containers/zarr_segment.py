@@ -1,7 +1,8 @@
-"""Zarr container: a segment's arrays as a Zarr v3 group of ordinary chunks and shards.
+"""Zarr container: a segment's arrays as a Zarr v3 group of ordinary chunks and shards, in one ZIP archive.
 
-`shard_writer.py` writes the files and `shard_reader.py` reads them. This module assigns arrays to files, and reports
-the damaged part of an array if a file cannot be read.
+`shard_writer.py` encodes chunks and shards, `zip_archive.py` writes them, and `shard_reader.py` reads them. This module
+assigns arrays to objects, and reports the damaged part of an array if an object cannot be read. Segments of earlier
+releases are folders with a file for each object; they are read in the same way.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,13 @@ import numpy as np
 
 from ...codecs.array_layout import ArrayLayout, SegmentArray
 from ...errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
-from ..hashed_files import HashedFile, ObjectDamageError, StoredObject, fsync_folder, is_damage, write_object
+from ..hashed_files import ARCHIVE_NAME, ObjectDamageError, StoredObject, fsync_folder, is_damage
 from ..object_source import ObjectFile, ObjectSource
-from .container import SegmentListing, Slices, Span, guard_fork, long_axis, parent_groups
+from .container import SegmentListing, Slices, Span, WrittenFiles, guard_fork, long_axis, parent_groups
 from .shard_reader import ChunkDamageError, damaged_chunks, read_shard, read_shard_index
-from .shard_writer import Grid, file_name, plan_grid, write_file
-from .task_pool import finish_tasks
+from .shard_writer import Grid, file_name, plan_grid, shard_bytes, write_file
 from .zarr_metadata import METADATA_MAX_BYTES, array_metadata, read_metadata
+from .zip_archive import NewEntry, write_archive
 
 
 class ZarrContainer:
@@ -32,53 +34,33 @@ class ZarrContainer:
 
     name = "zarr"
 
-    def write(self, folder: Path, arrays: Mapping[str, SegmentArray], pool: Executor) -> list[StoredObject]:
-        """See `Container.write`. Each task of the pool writes one file."""
-        groups = {"": None} | {group: None for path in arrays for group in parent_groups(path)}
-        folders = list(groups)
-        nodes: dict[str, dict[str, Any]] = {}  # repeated in the root, so that zarr need not list folders
-        for group in groups:
-            (folder / group).mkdir(exist_ok=True)
-        tasks: list[Future[StoredObject]] = []
-        with finish_tasks(tasks):
-            for path, item in arrays.items():
-                grid = plan_grid(item.layout)
-                nodes[path] = array_metadata(item.layout, grid, item.attributes)
-                (folder / path).mkdir()
-                tasks.append(pool.submit(_write_node, folder, path, nodes[path]))
-                array_folders = {path: None}
-                for index in grid.files():
-                    name = f"{path}/{file_name(index)}"
-                    for parent in parent_groups(name):
-                        if parent not in array_folders and len(parent) > len(path):
-                            array_folders[parent] = None
-                            (folder / parent).mkdir()
-                    tasks.append(pool.submit(_write_array_file, folder, name, item.data, grid, index))
-                folders += array_folders
-            del groups[""]
-            for group in groups:
-                nodes[group] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-                tasks.append(pool.submit(_write_node, folder, group, nodes[group]))
-            consolidated = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(nodes.items()))}
-            root = {"zarr_format": 3, "node_type": "group", "attributes": {}, "consolidated_metadata": consolidated}
-            tasks.append(pool.submit(_write_node, folder, "", root))
-            objects = [task.result() for task in tasks]
-        list(pool.map(lambda name: fsync_folder(folder / name), folders))
-        return objects
+    def write(self, folder: Path, arrays: Mapping[str, SegmentArray], pool: Executor) -> WrittenFiles:
+        """See `Container.write`. Each task of the pool writes one object."""
+        nodes: dict[str, dict[str, Any]] = {}  # repeated in the root, so that zarr need not list the archive
+        entries: list[NewEntry] = []
+        for path, item in arrays.items():
+            grid = plan_grid(item.layout)
+            nodes[path] = array_metadata(item.layout, grid, item.attributes)
+            for index in grid.files():
+                encode = partial(write_file, array=item.data, grid=grid, index=index)
+                entries.append(NewEntry(f"{path}/{file_name(index)}", encode, shard_bytes(grid, index)))
+        entries.sort(key=lambda entry: entry.n_bytes is None)  # no known position waits for a compressed shard
+        for group in dict.fromkeys(group for path in arrays for group in parent_groups(path)):
+            nodes[group] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+        consolidated = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(nodes.items()))}
+        nodes[""] = {"zarr_format": 3, "node_type": "group", "attributes": {}, "consolidated_metadata": consolidated}
+        for path, node in nodes.items():
+            document = json.dumps(node).encode()
+            entries.append(
+                NewEntry(f"{path}/zarr.json".lstrip("/"), lambda file, data=document: file.write(data), len(document))
+            )
+        written = write_archive(folder / ARCHIVE_NAME, entries, pool)
+        fsync_folder(folder)
+        return written
 
     def open(self, source: ObjectSource, folder: str, listing: SegmentListing) -> ZarrReader:
         """See `Container.open`."""
         return ZarrReader(source, folder, listing)
-
-
-def _write_node(root: Path, path: str, node: Mapping[str, Any]) -> StoredObject:
-    return write_object(root, f"{path}/zarr.json".lstrip("/"), json.dumps(node).encode())
-
-
-def _write_array_file(root: Path, name: str, data: np.ndarray, grid: Grid, index: tuple[int, ...]) -> StoredObject:
-    with HashedFile(root / name) as file:
-        write_file(file, data, grid, index)
-    return StoredObject(path=name, bytes=file.bytes, sha256=file.sha256)
 
 
 @dataclass
@@ -180,7 +162,7 @@ class ZarrReader:
                 self._source.prefetch(
                     self._folder, [item for path, item in self._objects.items() if path.endswith("zarr.json")]
                 )
-            data = self._source.read_small(f"{self._folder}/{name}", METADATA_MAX_BYTES, self._objects[name])
+            data = self._read_metadata(self._objects[name])
             if not self._objects[name].matches(data):
                 raise ObjectDamageError(
                     f"object {name} was changed: its hash is not the listed one. Restore it.", object_path=name
@@ -189,6 +171,24 @@ class ZarrReader:
                 grid = read_metadata(data, layout)
             array = self._arrays.setdefault(path, _OpenArray(layout, grid))
         return array
+
+    def _read_metadata(self, item: StoredObject) -> bytes:
+        """Read a `zarr.json`. The caller compares its hash."""
+        if item.offset is None:
+            return self._source.read_small(f"{self._folder}/{item.path}", METADATA_MAX_BYTES, item)
+        if item.bytes > METADATA_MAX_BYTES:
+            raise FormatError(f"{item.path} has {item.bytes} bytes; expected at most {METADATA_MAX_BYTES} bytes.")
+        try:
+            with self._source.open(self._folder, item) as file:
+                return file.read_at(0, item.bytes)
+        except OSError as error:
+            if not is_damage(error) and error.errno is not None:  # a server's error for a missing file has no number
+                raise
+            raise ObjectDamageError(
+                f"object {ARCHIVE_NAME} cannot be read ({error.strerror or 'it is missing'}). Restore it, or write the "
+                "segment again (headatlas run JOB --repair).",
+                object_path=ARCHIVE_NAME,
+            ) from None
 
     def _file(self, array: _OpenArray, index: tuple[int, ...]) -> ObjectFile:
         """Open a listed chunk or shard."""

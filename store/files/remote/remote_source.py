@@ -16,7 +16,7 @@ from typing import Any
 
 from ...errors import CorruptSegmentError
 from ..byte_cache import ByteCache
-from ..hashed_files import ObjectDamageError, StoredObject, UnexpectedFileError
+from ..hashed_files import ARCHIVE_NAME, ObjectDamageError, StoredObject, UnexpectedFileError
 from ..manifest_names import manifest_name
 from ..object_source import CACHE_BYTES, LocalFile, ObjectFile, Range
 from .disk_cache import DiskCache
@@ -44,8 +44,8 @@ class RemoteSource:
         cache_bytes: int = CACHE_BYTES,
         cache_dir: Path | None = None,
     ) -> None:
-        self._transport: Transport = transport_of(url, options)
-        self.location = self._transport.url
+        self.transport: Transport = transport_of(url, options)
+        self.location = self.transport.url
         self.cache = ByteCache(cache_bytes)
         self._disk = None if cache_dir is None else DiskCache(cache_dir)
         self.bytes_fetched = self.n_requests = 0
@@ -55,18 +55,23 @@ class RemoteSource:
         """Fetch ranges from the server and count requests and bytes."""
         if not ranges:
             return []
-        results = self._transport.fetch(ranges)
+        results = self.transport.fetch(ranges)
         with self._lock:
             self.n_requests += len(ranges)
             self.bytes_fetched += sum(len(result) for result in results if isinstance(result, bytes))
         return results
 
+    def fetch_uncached(self, path: str, start: int, stop: int) -> bytes:
+        """Fetch the bytes `start:stop` of a file. Empty if it is missing."""
+        (data,) = self.fetch([FileRange(path, start, stop)])
+        return data if isinstance(data, bytes) else b""
+
     def manifest_numbers(self, first: int = 0) -> list[int]:
         """See `ObjectSource.manifest_numbers`. Without a listing the numbers start at `first`."""
-        if self._transport.can_list:
+        if self.transport.can_list:
             with self._lock:
                 self.n_requests += 1
-            return self._transport.list_manifests()
+            return self.transport.list_manifests()
         if not self._exists(first):
             return []
         low, step = first, 1  # no number after it is missing: double the step, then bisect
@@ -108,7 +113,7 @@ class RemoteSource:
 
     def check_object(self, folder: str, item: StoredObject) -> None:
         """See `ObjectSource.check_object`."""
-        size = self._transport.size(_join_path(folder, item.path))
+        size = self.transport.size(_join_path(folder, item.path))
         with self._lock:
             self.n_requests += 1
         if size != item.bytes:
@@ -120,16 +125,20 @@ class RemoteSource:
 
     def open(self, folder: str, item: StoredObject) -> ObjectFile:
         """See `ObjectSource.open`. With a disk cache the full object is fetched into it."""
-        path = _join_path(folder, item.path)
+        path, offset = _join_path(folder, item.file_path), item.offset or 0
         if self._disk is not None:
-            cached = self._disk.cached_path(item, lambda: self._iter_object(path, item.bytes))
+            cached = self._disk.cached_path(item, lambda: self._iter_object(path, offset, offset + item.bytes))
             if cached is not None:
                 return LocalFile(cached)
-        return RemoteFile(self, path, item.bytes)
+        return RemoteFile(self, path, item.bytes, offset)
 
-    def _iter_object(self, path: str, n_bytes: int) -> Iterator[bytes]:
-        for start in range(0, n_bytes, REQUEST_BYTES):
-            (part,) = self.fetch([FileRange(path, start, min(start + REQUEST_BYTES, n_bytes))])
+    def open_file(self, folder: str, path: str, n_bytes: int) -> RemoteFile:
+        """See `ObjectSource.open_file`."""
+        return RemoteFile(self, _join_path(folder, path), n_bytes)
+
+    def _iter_object(self, path: str, first: int, stop: int) -> Iterator[bytes]:
+        for start in range(first, stop, REQUEST_BYTES):
+            (part,) = self.fetch([FileRange(path, start, min(start + REQUEST_BYTES, stop))])
             if isinstance(part, FileNotFoundError):
                 raise part
             yield part
@@ -141,12 +150,14 @@ class RemoteSource:
         return io.BufferedReader(_BlockFile(file), BLOCK_BYTES)
 
     def prefetch(self, folder: str, items: Sequence[StoredObject]) -> None:
-        """See `ObjectSource.prefetch`. Small objects are fetched with concurrent requests."""
+        """See `ObjectSource.prefetch`. Small objects are fetched with concurrent requests, or one for a whole archive."""
         if self._disk is not None:
             return
-        ranges = [
-            FileRange(_join_path(folder, item.path), 0, item.bytes) for item in items if item.bytes <= REQUEST_BYTES
-        ]
+        small = [item for item in items if item.bytes <= REQUEST_BYTES]
+        archived = [(item.offset, item.bytes) for item in small if item.offset is not None]
+        if archived:
+            self.open_file(folder, ARCHIVE_NAME, max(map(sum, archived))).prefetch(archived)
+        ranges = [FileRange(_join_path(folder, item.path), 0, item.bytes) for item in small if item.offset is None]
         missing = [item for item in ranges if (item.path, 0, item.stop) not in self.cache]
         while missing:
             n_bytes, n_ranges = 0, 0
@@ -159,10 +170,10 @@ class RemoteSource:
 
 
 class RemoteFile:
-    """Object behind a URL, see `ObjectFile`. Its size is the listed one."""
+    """Object behind a URL, see `ObjectFile`. Its size is the listed one. It begins at `first_byte` of its file."""
 
-    def __init__(self, source: RemoteSource, path: str, size: int) -> None:
-        self._source, self._path, self.size = source, path, size
+    def __init__(self, source: RemoteSource, path: str, size: int, first_byte: int = 0) -> None:
+        self._source, self._path, self.size, self._first_byte = source, path, size, first_byte
 
     def read_at(self, offset: int, n_bytes: int) -> bytes:
         """See `ObjectFile.read_at`."""
@@ -171,6 +182,7 @@ class RemoteFile:
 
     def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
         """See `ObjectFile.read_ranges`. Holds at most `WINDOW_BYTES` in memory."""
+        ranges = [(self._first_byte + offset, min(n_bytes, self.size - offset)) for offset, n_bytes in ranges]
         start = 0
         while start < len(ranges):
             stop, total = start, 0
@@ -194,7 +206,7 @@ class RemoteFile:
             if key in cache:
                 results[offset, n_bytes] = cache.get(key, lambda key=key: self._fetch_range(*key[1:]))
         missing = sorted({item for item in ranges if item not in results})
-        requests = list(_combine_ranges(missing, self.size))
+        requests = list(_combine_ranges(missing, self._first_byte + self.size))
         responses = self._source.fetch([FileRange(self._path, start, stop) for start, stop, _ in requests])
         for (start, _, parts), response in zip(requests, responses, strict=True):
             if isinstance(response, FileNotFoundError):

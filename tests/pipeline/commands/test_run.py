@@ -77,6 +77,7 @@ def test_plan_predicts_the_raw_bytes_that_run_writes(job_file, tmp_path):
     for array in plan["arrays"]:
         written = sum(segment.read(array["path"]).nbytes for segment in store.segments)
         assert written == array["raw_bytes"], array["path"]
+    assert plan["n_files"] == sum(file.is_file() for file in (tmp_path / "store").rglob("*"))
 
 
 def test_mistakes_are_errors_of_ours(job_file):

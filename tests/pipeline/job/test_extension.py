@@ -329,8 +329,8 @@ def test_repair_and_drop(tiny_job, corpus, lines):
     extend(tiny_job)
     digests = [row.sha256 for row in open_store(path).manifest.segments]
     drop_from_store(path, segments=[1, 3])
-    for victim in ("000000/example/id/c/0", "000002/encoder/query/c/0/0/0/0"):
-        file = path / "segments" / victim
+    for folder in ("segments/000000", "segments/000002"):
+        file = path / folder / "segment.zip"
         file.write_bytes(file.read_bytes()[::-1])
     corpus.write_text("\n".join(lines) + "\n")
     report = run_job(parse_config(tiny_job), extend=True, repair=True)

@@ -136,7 +136,7 @@ def test_repair_writes_again_what_is_damaged_or_dropped(tiny_job):
     drop_from_store(path, examples=[3])
     for index in (0, 2):
         folder = path / open_store(path).segments[index and 1].entry.path
-        victim = next(file for file in sorted(folder.rglob("encoder/query/c/0/0/0/0")))
+        victim = folder / "segment.zip"
         data = bytearray(victim.read_bytes())
         data[len(data) // 2] ^= 1
         victim.write_bytes(data)

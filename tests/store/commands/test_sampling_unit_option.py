@@ -8,7 +8,7 @@ from traced_corpus import make_store
 from treebank_store import write_trees
 from typer.testing import CliRunner
 
-from headatlas.store.commands import contrast, diff, like, neurons, relations, search, similar, stats
+from headatlas.store.commands import contrast, diff, like, neurons, relations, roles, search, similar, stats
 from headatlas.store.schema.traces import Keep
 
 N = 24
@@ -20,6 +20,7 @@ COMMANDS = {
     "contrast": (contrast.app, ["TREES", "previous_token"], "contrast"),
     "contrast of attention": (contrast.app, ["TREES"], "contrast"),
     "relations": (relations.app, ["TREES"], None),
+    "roles": (roles.app, ["STORE"], None),
     "neurons": (neurons.app, ["neurons", "STORE", "previous_token", "--head", "0.1"], "neurons"),
     "similar": (similar.app, ["STORE", "--sample", "24"], "similar"),
     "like": (like.app, ["STORE", "--numbers", "0:2>1 1:3>2"], "like"),

@@ -200,3 +200,15 @@ def test_search_chooses_on_one_store_and_scores_on_another(traced, tmp_path):
     for wrong in ((other.path,), ("--select", other.path, "induction"), (traced.store.path, "induction", *both[1:5])):
         with pytest.raises(ConfigError, match="expected"):
             run("search", *wrong)
+
+
+def test_a_search_on_a_cluster_prints_the_same(traced):
+    from distributed import LocalCluster
+
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    command = ("search", traced.store.path, "previous_token", "--csv")
+    with LocalCluster(**options, protocol="tcp://", host="127.0.0.1") as cluster:
+        assert cluster.scheduler_address.startswith("tcp://127.0.0.1:")
+        assert run(*command, "--cluster", cluster.scheduler_address) == run(*command)
+    with pytest.raises(ConfigError, match="add --insecure-cluster"):
+        run(*command, "--cluster", "tcp://192.0.2.1:8786")

@@ -11,6 +11,7 @@ from typing import Any
 
 import google_crc32c
 import zstandard
+from segment_objects import forge_object, read_object
 from store_builder import SEGMENT
 
 from headatlas.store.files.manifest import manifest_name
@@ -27,14 +28,15 @@ class Forger:
 
     def put(self, name: str, data: bytes) -> None:
         """Write other bytes to a file and list their size and hash."""
-        (self.folder / name).write_bytes(data)
-        for item in self.document["objects"]:
-            if item["path"] == name:
-                item |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        forge_object(self.folder, self.document, name, data)
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of an object."""
+        return read_object(self.folder, name, self.document)
 
     def edit(self, name: str, change: Callable[[dict], Any]) -> None:
         """Edit a JSON document of the segment."""
-        document = json.loads((self.folder / name).read_bytes())
+        document = json.loads(self.read(name))
         change(document)
         self.put(name, json.dumps(document).encode())
 

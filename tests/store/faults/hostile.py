@@ -22,6 +22,7 @@ import zstandard
 from fault_stores import checked_in_child, fresh, in_child, lean_contents, read_all, write_lean
 from forge import Forger, bomb, crc
 from hostile_hdf5 import HDF5_FORGERIES
+from segment_objects import unpack_store
 
 from headatlas.store.errors import HeadAtlasError
 from headatlas.store.store import open_store
@@ -63,7 +64,7 @@ def _codes(value: int) -> bytes:
 
 def _n_chunks(forger: Forger, array: str) -> int:
     """Return the chunks in a shard of an array; 0 if every chunk is a file."""
-    document = json.loads((forger.folder / array / "zarr.json").read_bytes())
+    document = json.loads(forger.read(f"{array}/zarr.json"))
     if document["codecs"][0]["name"] != "sharding_indexed":
         return 0
     whole = document["chunk_grid"]["configuration"]["chunk_shape"]
@@ -80,7 +81,7 @@ def _index(*entries: int) -> Callable[[Forger], Any]:
 
     def change(forger: Forger) -> None:
         n_chunks = _n_chunks(forger, "decoder/query")
-        data = (forger.folder / SHARD).read_bytes()
+        data = forger.read(SHARD)
         forger.put(SHARD, data[: -(16 * n_chunks + 4)] + _table(n_chunks, *entries))
 
     return change
@@ -106,8 +107,18 @@ def _linked(name: str) -> Callable[[Forger], Any]:
     return change
 
 
+def _unpacked(change: Callable[[Forger], Any]) -> Callable[[Forger], Any]:
+    """Change a store of an earlier release, whose objects are files of their own."""
+
+    def unpack_first(forger: Forger) -> None:
+        change(Forger(unpack_store(forger.path)))
+
+    return unpack_first
+
+
 def _special(forger: Forger) -> None:
-    victim = forger.folder / forger.document["objects"][0]["path"]
+    archive = forger.document.get("archive")
+    victim = forger.folder / (archive or forger.document["objects"][0])["path"]
     victim.unlink()
     os.mkfifo(victim)
 
@@ -219,9 +230,22 @@ ZARR_FORGERIES: dict[str, Forgery] = {
         ),
         "not UTF-8",
     ),
-    "link: to a file": (_linked(f"segments/000000/{SHARD}"), "is a link"),
-    "link: to a folder of an array": (_linked("segments/000000/decoder/query"), "is a link or a file"),
-    "link: to a folder of a site": (_linked("segments/000000/decoder"), "is a link or a file"),
+    "link: to an archive": (_linked("segments/000000/segment.zip"), "is a link"),
+    "link: to a file": (_unpacked(_linked(f"segments/000000/{SHARD}")), "is a link"),
+    "link: to a folder of an array": (_unpacked(_linked("segments/000000/decoder/query")), "is a link or a file"),
+    "link: to a folder of a site": (_unpacked(_linked("segments/000000/decoder")), "is a link or a file"),
+    "archive: another file": _listing(
+        lambda f: f.document["archive"].update(path="../../secret.zip"), "is not allowed"
+    ),
+    "archive: another name": _listing(lambda f: f.document["archive"].update(path="segment.h5"), "expected an archive"),
+    "archive: none": _listing(lambda f: f.document.pop("archive"), "no archive"),
+    "archive: an object of its own": _listing(lambda f: f.object(SHARD).pop("offset"), "an offset for each object"),
+    "archive: objects overlap": _listing(
+        lambda f: f.object(SHARD).update(offset=f.object(QUERY)["offset"]), "overlap in the archive"
+    ),
+    "archive: an object before it": _listing(lambda f: f.object(SHARD).update(offset=-1), "offset"),
+    "archive: an object after it": _listing(lambda f: f.object(SHARD).update(offset=2**40), "ends after the archive"),
+    "archive: a petabyte": _listing(lambda f: f.document["archive"].update(bytes=2**50), "expected 1125899906842624"),
     "listing: a shard is not listed": _listing(lambda f: f.document["objects"].remove(f.object(SHARD)), "not listed"),
     "listing: metadata is not listed": _listing(lambda f: f.document["objects"].remove(f.object(QUERY)), "not listed"),
 }
@@ -342,7 +366,7 @@ def _forge(path: Path, change: Callable[[Forger], Any]) -> None:
 def _untouched(path: Path) -> None:
     """Check that the store is read if nothing is forged; otherwise a refusal would prove nothing."""
     forger = Forger(path)
-    if (forger.folder / QUERY).exists():
+    if "archive" in forger.document:
         forger.edit(QUERY, lambda document: None)
     forger.seal()
     assert len(read_all(open_store(path))) > 30

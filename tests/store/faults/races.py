@@ -56,7 +56,7 @@ def _commit(writer: StoreWriter, private: Path, racer: int, number: int) -> None
             [], dropped=[Dropped(index=(number - 1) * RACERS, first_example=2 * (number - 1) * RACERS, n_examples=2)]
         )
         return
-    writer._commit(_entry(number * RACERS + racer), (), private)
+    writer.commit(_entry(number * RACERS + racer), (), private)
 
 
 def _entry(index: int) -> SegmentEntry:

@@ -9,7 +9,7 @@ import h5py
 import hdf5plugin  # noqa: F401
 import numpy as np
 import pytest
-import zarr
+from segment_objects import plain_group
 from store_builder import make_contents, make_site, make_spec, write_store
 
 from headatlas.store.codecs.attention_codecs import ATTENTION_CODECS, attention_codec
@@ -58,7 +58,7 @@ def test_the_plain_reader_of_sparse_rows_agrees(page: str, tmp_path: Path, conta
         example = store.examples[index]
         offset = example.segment.token_offset("source")
         folder, n = example.segment.folder, len(example.tokens())
-        arrays = h5py.File(folder / "segment.h5") if container == "hdf5" else zarr.open_group(folder, mode="r")
+        arrays = h5py.File(folder / "segment.h5") if container == "hdf5" else plain_group(folder)
         rows = names["read_rows"](arrays, "decoder", 1, 3, int(offset[example.row]), n, n)
         expected = example.attention(1, 3)
         assert np.array_equal(decode_attention(rows.astype(np.uint8), "linear:16"), expected.values)

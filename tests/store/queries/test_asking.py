@@ -107,7 +107,7 @@ def test_the_same_plan_on_other_workers_gives_the_same(tmp_path, client):
     answers = iter([False, *[True] * 1000])
     stopped = search(store, "key.position >= 0", workers=client, stop=lambda: next(answers))
     assert stopped.n_examples_searched <= store.n_examples
-    (tmp_path / "store" / "segments" / "000001" / "encoder" / "attention" / "zarr.json").unlink()
+    (tmp_path / "store" / "segments" / "000001" / "segment.zip").unlink()
     with pytest.raises(CorruptSegmentError, match="segment 1"):
         search(open_store(tmp_path / "store"), "first_token", workers=client)
 

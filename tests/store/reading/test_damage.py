@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from segment_objects import change_object, flip_bit, object_of, read_object, unpack_store
 from store_builder import Content, make_contents, make_spec, only_zarr, write_store
 
 from headatlas.store.errors import CorruptSegmentError, HeadAtlasError
@@ -76,13 +77,16 @@ def test_a_damaged_chunk_names_its_examples(tmp_path: Path, monkeypatch: pytest.
     write_store(tmp_path / "traces", contents)
     store = open_store(tmp_path / "traces")
     segment, offset = store.segments[0], store.segments[0].token_offset("source")
-    victim = segment.folder / "decoder/edge_key/c/0/0/0/0"
+    name = "decoder/edge_key/c/0/0/0/0"
+    item = object_of(segment.folder, name)
     grid = segment.reader._open("decoder/edge_key").grid  # type: ignore[attr-defined]
     rows = grid.chunk[2]
-    with LocalFile(str(victim)) as file:
+    with LocalFile(str(segment.folder / "segment.zip"), part=(item["offset"], item["bytes"])) as file:
         chunk_ranges = read_shard_index(file, grid)
     _, n_heads, per_head, _ = grid.chunks_per_shard
-    flip(victim, 8 * (int(chunk_ranges[n_heads * per_head + 1, 0]) + byte))  # the second chunk of head 0 of layer 1
+    flip_bit(
+        segment.folder, name, 8 * (int(chunk_ranges[n_heads * per_head + 1, 0]) + byte)
+    )  # the second chunk of head 0 of layer 1
     first = int(np.searchsorted(offset, rows, side="right")) - 1
     last = int(np.searchsorted(offset, 2 * rows, side="left")) - 1
     assert 0 < last < 5
@@ -101,14 +105,13 @@ def test_swapped_objects_are_found_by_verify(tmp_path: Path, monkeypatch: pytest
     """Two shards of equal size hold valid chunks. Only the hashes show that they were swapped."""
     monkeypatch.setattr(shard, "LAYERS_BYTES", 1)  # a shard for each layer
     write_store(tmp_path / "traces", make_contents(make_spec(), n_segments=1))
-    names = [f"segments/000000/decoder/query/c/{layer}/0/0/0" for layer in (0, 1)]
-    path, other = (tmp_path / "traces" / name for name in names)
-    assert path.stat().st_size == other.stat().st_size
-    first, second = path.read_bytes(), other.read_bytes()
-    path.write_bytes(second)
-    other.write_bytes(first)
+    folder = tmp_path / "traces/segments/000000"
+    names = [f"decoder/query/c/{layer}/0/0/0" for layer in (0, 1)]
+    first, second = (read_object(folder, name) for name in names)
+    change_object(folder, names[0], lambda _: second)
+    change_object(folder, names[1], lambda _: first)
     assert verify_store(tmp_path / "traces").is_sound
-    damaged = {finding.object for finding in verify_store(tmp_path / "traces", full=True).findings}
+    damaged = {finding.problem.partition(" ")[0] for finding in verify_store(tmp_path / "traces", full=True).findings}
     assert damaged == set(names)
 
 
@@ -163,7 +166,7 @@ def test_a_changed_parent_is_detected(store_path: Path) -> None:
 @only_zarr
 def test_without_our_checks_zarr_reads_zeros(store_path: Path, contents: list[Content]) -> None:
     """Zarr reads missing chunks as zeros, so the store checks presence. A failure means that zarr has changed."""
-    shutil.rmtree(store_path / "segments/000000/decoder/query/c/0")
+    shutil.rmtree(unpack_store(store_path) / "segments/000000/decoder/query/c/0")
     group = zarr.open_group(store_path / "segments/000000", mode="r", zarr_format=3)
     assert not np.any(group["decoder/query"][0])
     assert np.any(contents[0].arrays["decoder/query"][0])
@@ -174,8 +177,8 @@ def test_an_object_removed_after_opening_is_reported(store_path: Path) -> None:
     """The shard is removed after the check of presence and before its first read."""
     segment = open_store(store_path).segments[0]
     segment.tokens()
-    os.unlink(segment.folder / "decoder/key/c/0/0/0/0")
-    with pytest.raises(HeadAtlasError, match=r"decoder/key/c/0/0/0/0.*Examples 0 to 3 are touched"):
+    os.unlink(segment.folder / "segment.zip")
+    with pytest.raises(HeadAtlasError, match=r"object segment\.zip cannot be read.*Examples 0 to 3 are touched"):
         segment.read("decoder/key")
 
 
@@ -184,16 +187,15 @@ def test_flips_after_the_first_read_are_detected(store_path: Path, monkeypatch: 
     """Every full or partial read compares chunks with their checksums."""
     segment = open_store(store_path).segments[0]
     expected = segment.read("decoder/query")
-    victim = segment.folder / "decoder/query/c/0/0/0/0"
-    before = victim.read_bytes()
+    name = "decoder/query/c/0/0/0/0"
     read_into, direct_reads = shard_read.read_into, []
     monkeypatch.setattr(shard_read, "read_into", lambda *args: direct_reads.append(args) or read_into(*args))
     for bit in range(0, 8 * 4 * 16, 61):
-        flip(victim, bit)
+        flip_bit(segment.folder, name, bit)
         for tokens in (slice(0, 2), slice(None)):
             with pytest.raises(CorruptSegmentError, match="decoder/query/c/0/0/0/0"):
                 segment.read("decoder/query", (0, slice(None), tokens))
-        victim.write_bytes(before)
+        flip_bit(segment.folder, name, bit)
     assert direct_reads, "full chunks are read directly into the result"
     assert np.array_equal(segment.read("decoder/query"), expected)
 
@@ -201,8 +203,7 @@ def test_flips_after_the_first_read_are_detected(store_path: Path, monkeypatch: 
 @only_zarr
 def test_zarrs_does_not_compare_checksums_of_parts(store_path: Path) -> None:
     """Zarrs skips the check, so the store decodes chunks itself. A failure means that zarrs could be the reader."""
-    victim = store_path / "segments/000000/decoder/query/c/0/0/0/0"
-    flip(victim, 100)
+    flip_bit(unpack_store(store_path) / "segments/000000", "decoder/query/c/0/0/0/0", 100)
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "codec_pipeline.strict": True}):
         group = zarr.open_group(store_path / "segments/000000", mode="r", zarr_format=3)
         part = group["decoder/query"][0, 0:1, 0:2]

@@ -130,16 +130,18 @@ def forge(path: Path, array: str, change: Change) -> bool:
     shutil.rmtree(folder)
     folder.mkdir()
     with ThreadPoolExecutor(1) as pool:
-        objects = container_of(listing.container).write(folder, contents, pool)
-    document = listing.model_copy(
+        files = container_of(listing.container).write(folder, contents, pool)
+    new_listing = listing.model_copy(
         update={
             "arrays": tuple(ArrayEntry.of(item.layout) for item in contents.values()),
-            "objects": tuple(sorted(objects, key=lambda item: item.path)),
+            "objects": tuple(sorted(files.objects, key=lambda item: item.path)),
+            "archive": files.archive,
         }
-    ).to_bytes()
+    )
+    document = new_listing.to_bytes()
     (folder / "segment.json").write_bytes(document)
     sha256 = hashlib.sha256(document).hexdigest()
-    new = {"bytes": len(document), "sha256": sha256, "data_bytes": sum(item.bytes for item in objects)}
+    new = {"bytes": len(document), "sha256": sha256, "data_bytes": new_listing.data_bytes}
     manifest = path / manifest_name(store.manifest.number)
     head = json.loads(manifest.read_bytes())
     del head["checksum"]

@@ -135,7 +135,7 @@ def test_a_segment_of_a_crashed_writer_is_used_or_replaced(tmp_path: Path, conte
         path = tmp_path / f"traces{damaged}"
         writer = open_writer(path, contents)
         shutil.copytree(tmp_path / "whole/segments/000001", path / "segments/000001")
-        victim = path / "segments/000001/decoder/query/c/0/0/0/0"
+        victim = path / "segments/000001/segment.zip"
         if damaged:
             victim.write_bytes(b"")
         inode = victim.stat().st_ino

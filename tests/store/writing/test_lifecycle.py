@@ -332,7 +332,7 @@ def test_stores_that_cannot_be_merged(tmp_path: Path, store_path: Path, contents
 
 def test_damage_is_not_merged(tmp_path: Path, store_path: Path, container: str) -> None:
     other = other_corpus(tmp_path / "other", container)
-    name = {"zarr": "decoder/query/c/0/0/0/0", "hdf5": "segment.h5"}[container]
+    name = {"zarr": "segment.zip", "hdf5": "segment.h5"}[container]
     victim = other / "segments/000001" / name
     data = bytearray(victim.read_bytes())
     position = len(data) // 2

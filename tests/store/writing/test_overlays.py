@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from segment_objects import flip_bit
 from traced_corpus import make_store
 from typer.testing import CliRunner
 
@@ -133,10 +134,9 @@ def test_overlays_are_checked(folder: Path) -> None:
     assert store.refresh().manifest.number == store.manifest.number
     replaced = store.annotate("kind", {"0-0" if "0-0" in store.example_ids() else 0: -3}, replace=True)
     assert replaced.examples_frame()["kind"].iloc[0] == -3.0
-    victim = next(path for path in sorted((folder / "overlays").rglob("c/0")) if "mood" in str(path))
-    data = bytearray(victim.read_bytes())
-    data[0] ^= 1
-    victim.write_bytes(data)
+    overlay = open_store(folder).segments[0].overlays["mood"]
+    chunk = next(item.path for item in overlay.listing.objects if "/c/" in item.path)
+    flip_bit(folder / overlay.entry.path, chunk, 0)
     with pytest.raises(CorruptSegmentError, match="overlay mood"):
         open_store(folder).example_columns()
     (finding,) = verify_store(folder, full=True).findings
@@ -154,9 +154,7 @@ def test_damaged_overlays_are_added_again(folder: Path) -> None:
         ("mood", lambda: store.annotate("mood", {0: 3, 5: 7}, replace=True)),
         ("confidence", lambda: store.add_statistic("confidence", values, unit="bits", replace=True)),
     ):
-        victim = next(path for path in sorted((folder / "overlays").rglob("c/0*")) if f"/{name}/" in f"{path}")
-        while victim.is_dir():
-            victim = next(victim.iterdir())
+        victim = folder / open_store(folder).segments[0].overlays[name].entry.path / "segment.zip"
         data = bytearray(victim.read_bytes())
         data[len(data) // 2] ^= 1
         victim.write_bytes(data)

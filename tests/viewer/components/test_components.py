@@ -103,7 +103,7 @@ def test_key_list_shows_the_frame_and_pins(serve):
     page.get_by_role("button", name="Attended by").click()
     wait_for(page, lambda: keys.pin == "k4")
     page.locator(f"[data-row='{frame['rows'][0]['position']}']").click()
-    wait_for(page, lambda: keys.pin == f"k{frame['rows'][0]['position']}")
+    wait_for(page, lambda: keys.pin == f"q4k{frame['rows'][0]['position']}")
     page.get_by_role("button", name="release the pin").click()
     wait_for(page, lambda: keys.pin == "")
 

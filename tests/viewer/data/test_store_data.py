@@ -146,9 +146,9 @@ def test_a_search_is_answered_once_and_agrees_with_the_statistic(data):
 
 
 def test_the_library_holds_what_this_store_can_answer(data):
-    assert {"previous_token", "first_token", "punctuation"} <= set(data.library)
-    assert "subject_of" not in data.library  # there is no annotation `deprel`
-    for item in data.library.values():
+    assert {"previous_token", "first_token", "punctuation"} <= set(data.library(""))
+    assert "subject_of" not in data.library("")  # there is no annotation `deprel`
+    for item in data.library("").values():
         data.check_pattern(item.expression, "")
     with pytest.raises(PatternError):
         data.check_pattern('query.deprel == "nsubj"', "")

@@ -10,7 +10,8 @@ import pytest
 from headatlas.viewer.components import bars, card, corpus_cards, example_cards, search_cards
 from headatlas.viewer.data.bookmarks import Bookmark, Bookmarks
 from headatlas.viewer.data.store_data import DataSource
-from headatlas.viewer.pages.session import Session, duration_text, looks_like_pattern
+from headatlas.viewer.pages.find_text import is_expression
+from headatlas.viewer.pages.session import Session, duration_text
 
 PREVIOUS = "key.position == query.position - 1"
 
@@ -168,8 +169,9 @@ def test_no_rule_of_a_component_is_called_like_it(kind):
 
 def test_small_words():
     assert (duration_text(0.0042), duration_text(1.23)) == ("4 ms", "1.2 s")
-    assert looks_like_pattern("key.special")
-    assert not looks_like_pattern("the key to the door")
+    assert is_expression("key.special", {})
+    assert is_expression("key.speciall == 1", {})
+    assert not is_expression("the key to the door", {})
 
 
 def test_a_second_session_sees_bookmarks_and_writes_no_old_state_back(store, tmp_path):

@@ -61,9 +61,13 @@ def test_head_page_shows_the_heads_of_the_state(data):
     assert frame["codec"] == "sqrt8"
     np.testing.assert_allclose((frame["attention"][1] / 255.0) ** 2, example.attention(0, 1).values, atol=1e-7)
     row = example.attention().values[:, :, 2]
-    is_shown = ~example.tokens().special
-    is_shown[2] = False
-    np.testing.assert_allclose(page.picker.frame["values"], row[:, :, is_shown].max(axis=-1), atol=1e-6)
+    strongest = np.argmax(np.where(example.tokens().special, -1, row[1, 2]))  # of head 1.2, at the pinned token
+    np.testing.assert_allclose(page.picker.frame["values"], row[:, :, strongest], atol=1e-6)
+    state.apply({"pin": "q2k1"})
+    page.refresh(frozenset({"pin"}))
+    np.testing.assert_allclose(page.picker.frame["values"], row[:, :, 1], atol=1e-6)
+    state.apply({"pin": "q2"})
+    page.refresh(frozenset({"pin"}))
     assert page.picker.selected == "1.2,0.1"
     assert page.keys.frame["rows"][0]["weights"] == pytest.approx(
         [example.attention(*h).values[2, page.keys.frame["rows"][0]["position"]] for h in ((1, 2), (0, 1))]

@@ -85,13 +85,26 @@ class Attacker:
             at = self.random.randrange(len(text))
             return text[:at] + self.random.choice('{}[]",:0x') + text[at + self.random.randrange(3) :]
         name = self.random.choice(
-            ["go", "travel", "find", "run", "bookmark", "refresh", "dismiss", "download", "tiles", "open", "add"]
+            [
+                "go",
+                "travel",
+                "find",
+                "suggest",
+                "run",
+                "bookmark",
+                "refresh",
+                "dismiss",
+                "download",
+                "tiles",
+                "open",
+                "add",
+            ]
         )
         fields = {self.random.choice(FIELDS): self.random.choice(TEXTS).replace("\ud83d", "?") for _ in range(3)}
         data: Any = fields
         if name == "travel":
             data = "&".join(f"{field}={quote(value, errors='replace')}" for field, value in fields.items())
-        elif name in ("find", "run"):
+        elif name in ("find", "suggest", "run"):
             data = self.random.choice(TEXTS).replace("\ud83d", "?")
         elif self.random.randrange(2):
             data = self.value()

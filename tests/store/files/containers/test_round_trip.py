@@ -13,6 +13,7 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from segment_objects import plain_group
 from store_builder import (
     Content,
     make_content,
@@ -123,7 +124,7 @@ def test_written_segments_read_back(
         return
     for pipeline in PIPELINES.values():
         with zarr.config.set({"codec_pipeline.path": pipeline, "codec_pipeline.strict": True}):
-            group = zarr.open_group(path / "segments/000000", mode="r", zarr_format=3)
+            group = plain_group(path / "segments/000000")
             for name, data in content.arrays.items():
                 assert np.array_equal(group[name][...], data), (pipeline, name)
 
@@ -134,7 +135,7 @@ def test_plain_zarr_reads_every_array(store_path: Path, pipeline: str) -> None:
     """Plain zarr reads all arrays, including tables, without a warning and with equal results."""
     segment = open_store(store_path).segments[0]
     with zarr.config.set({"codec_pipeline.path": pipeline}):
-        group = zarr.open_group(segment.folder, mode="r", zarr_format=3)
+        group = plain_group(segment.folder)
         members = {name: node for name, node in group.members(max_depth=None) if isinstance(node, zarr.Array)}
         assert set(members) == set(segment.layouts)
         for name, node in members.items():
