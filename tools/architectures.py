@@ -205,6 +205,23 @@ SERVED: dict[str, Architecture] = {
         kind="two texts",
         peak=2.0,
     ),
+    "encoder-decoder": Architecture(
+        "EncoderDecoder",
+        {
+            "encoder": {**SMALL, "model_type": "bert"},
+            "decoder": {
+                **SMALL,
+                "model_type": "gpt2",
+                "n_layer": 3,
+                "n_embd": 32,
+                "n_head": 4,
+                "add_cross_attention": True,
+            },
+            "decoder_start_token_id": 1,
+            "pad_token_id": 0,
+        },
+        kind="two texts",
+    ),
     "bart": Architecture("Bart", BART, kind="two texts"),
     "mbart": Architecture("MBart", BART, kind="two texts"),
     "whisper": Architecture(

@@ -32,6 +32,8 @@ def build_model(name: str, head: bool = False) -> PreTrainedModel:
     suffix = suffix if head else architecture.head
     if architecture.family == "GPT2" and head:
         suffix = "LMHeadModel"
+    elif architecture.family == "EncoderDecoder":
+        suffix = "Model"  # its decoder always has a head
     model = getattr(transformers, f"{architecture.family}{suffix}")(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():

@@ -307,6 +307,9 @@ def count_layers(model: PreTrainedModel, site: SiteName) -> int | None:
     """Return the number of layers of a site in the model's configuration, or None if it has no such entry."""
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
+        # A pair of two models, such as EncoderDecoderModel, has a configuration for each.
+        part = getattr(config, "encoder" if site == "encoder" else "decoder", None)
+        config = part if hasattr(part, "num_hidden_layers") else config
         names = (
             ("encoder_layers", "num_layers", "num_hidden_layers")
             if site == "encoder"

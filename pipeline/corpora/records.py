@@ -82,6 +82,8 @@ def check_text(text: str) -> str | None:
     """Return the reason why a text cannot be an example, or None if it can."""
     if not text.strip():
         return "empty text"
+    if "\0" in text and (text[0] == "\0" or text.count("\0") > 0.3 * len(text)):
+        return "zero bytes as in UTF-16: this part of the file has another encoding"
     if not text.isascii():
         for i, char in enumerate(text):
             if "\ud800" <= char <= "\udfff":

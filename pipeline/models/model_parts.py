@@ -55,10 +55,12 @@ def without_head(model: PreTrainedModel) -> PreTrainedModel:
         The language model lacks weights of this part.
     """
     import torch
-    from transformers import AutoModel, PreTrainedModel
+    from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
 
     if model.base_model is not model:
         return cast("PreTrainedModel", model.base_model)
+    if type(model.config) not in MODEL_MAPPING:
+        return model  # a pair of models that exists only with the head of its decoder, such as EncoderDecoderModel
     with torch.device("meta"):
         part = AutoModel.from_config(model.config, attn_implementation="eager")
     for module in model.modules():

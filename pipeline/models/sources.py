@@ -251,6 +251,14 @@ def _saved_name(config: PreTrainedConfig) -> str:
     return str((config.architectures or [""])[0])
 
 
+def _saved_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """Return the class that a model was saved as, if transformers has it."""
+    import transformers
+
+    kind = getattr(transformers, _saved_name(config), None)
+    return kind if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) else None
+
+
 def load_configured(
     settings: ModelConfig, *, lm_head: bool = False, saved_head: bool = False, images: bool = False
 ) -> LoadedModel:
@@ -294,7 +302,7 @@ def load_model(
     """
     import torch
     import transformers
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     folder = resolve_model(source, revision=revision, cache_dir=cache_dir, local_only=local_only)
     adapter = read_adapter(folder)
@@ -339,6 +347,7 @@ def load_model(
         return model, sorted(name for name in report["missing_keys"] if "pooler" not in name.split("."))
 
     kind: Any = AutoModel
+    saved_kind = _saved_class(config)
     head_class = next((name for suffix, name in _HEAD_CLASSES.items() if _saved_name(config).endswith(suffix)), None)
     has_head = lm_head or (saved_head and head_class is not None)
     if saved_head and head_class is not None:
@@ -347,17 +356,12 @@ def load_model(
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     elif adapter is not None:
         kind = getattr(transformers, adapter.model_class)
+    elif saved_kind is not None and type(config) not in transformers.MODEL_MAPPING:
+        kind = saved_kind  # AutoModel has no class for it, such as EncoderDecoderModel
     model, missing = load(kind)
-    saved_kind = getattr(transformers, _saved_name(config), None)
     if adapter is not None and model.base_model is not model:  # weights of the head may be random
         missing = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
-    if (
-        missing
-        and not has_head
-        and adapter is None
-        and isinstance(saved_kind, type)
-        and issubclass(saved_kind, PreTrainedModel)
-    ):
+    if missing and not has_head and adapter is None and saved_kind is not None:
         model, missing = load(saved_kind)  # a part of the usual model, such as T5EncoderModel
         model = cast("PreTrainedModel", model.base_model)
     if missing:

@@ -93,7 +93,9 @@ def folder_of(tmp_path_factory):
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp("models") / f"tiny-{name.replace(' ', '-')}"
             longest = 8192 if name.startswith("long ") else 64
-            save_tokenizer(folders[name], "$A [SEP]" if name in ("t5", "bart") else "$A", longest=longest)
+            save_tokenizer(
+                folders[name], "$A [SEP]" if name in ("t5", "bart", "encoder-decoder") else "$A", longest=longest
+            )
             model = build_model(name.removeprefix("long "), head=head)
             if longest > 64:
                 model.config.max_position_embeddings = longest

@@ -270,3 +270,23 @@ def test_messages_for_paths_that_cannot_be_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             records_of(kind, path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("kind", ["text", "tsv", "jsonl", "conllu"])
+def test_a_part_in_another_encoding_is_quarantined(tmp_path: Path, kind: str, encoding: str) -> None:
+    """Files that were joined: every second byte of the part in UTF-16 is 0, so it decodes as UTF-8 too."""
+    rows = {
+        "text": "the {} runs\n",
+        "tsv": "a\tthe {} runs\n",
+        "jsonl": '{{"text": "the {} runs"}}\n',
+        "conllu": "1\tthe\t_\t_\t_\t_\t0\troot\t_\t_\n2\t{}\t_\t_\t_\t_\t1\tdep\t_\t_\n3\truns\t_\t_\t_\t_\t1\tdep\t_\t_\n\n",
+    }
+    path = tmp_path / f"joined.{kind}"
+    inner = rows[kind].format("dog").encode(encoding)
+    head = b"id\ttext\n" if kind == "tsv" else b""
+    path.write_bytes(head + rows[kind].format("cat").encode() * 40 + inner + rows[kind].format("cat").encode())
+    records = records_of(kind, path)
+    texts = {record.text for record in records if isinstance(record, CorpusExample)}
+    assert texts == {"the cat runs"}
+    assert any(isinstance(record, Quarantined) for record in records)

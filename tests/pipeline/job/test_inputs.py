@@ -103,7 +103,7 @@ def test_sampling_is_seeded(tiny_job, folder_of, tmp_path):
     assert token_ids["a"] == token_ids["b"] != token_ids["c"]
 
 
-@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("name", ["t5", "bart", "encoder-decoder"])
 def test_source_and_target_texts(name, tiny_job, folder_of, tmp_path):
     """Stores have encoder, decoder and cross attention. The decoder reads its start token and then the target."""
     folder = folder_of(name)
@@ -118,7 +118,7 @@ def test_source_and_target_texts(name, tiny_job, folder_of, tmp_path):
     (note,) = store.manifest.skipped
     assert (note.example, note.reason.split(",")[0]) == (2, "no target text")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation="eager").eval()
     for example, row in zip(store.examples, rows, strict=False):
         source, target = tokenizer(row["text"])["input_ids"], tokenizer(row["target"])["input_ids"]
         target = [model.config.decoder_start_token_id, *target[:-1]]
@@ -137,8 +137,9 @@ def test_source_and_target_texts(name, tiny_job, folder_of, tmp_path):
             np.testing.assert_allclose(example.attention(site=site).values, expected, atol=0.004)
 
 
-def test_an_encoder_decoder_writes_its_target(tiny_job, folder_of):
-    folder = folder_of("bart")
+@pytest.mark.parametrize("name", ["bart", "encoder-decoder"])
+def test_an_encoder_decoder_writes_its_target(name, tiny_job, folder_of):
+    folder = folder_of(name)
     job = {**tiny_job, "model": {"source": str(folder)}, "generate": {"max_new_tokens": 5}}
     run_job(parse_config({**job, "corpus": {**tiny_job["corpus"], "max_examples": 3}}))
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation="eager").eval()

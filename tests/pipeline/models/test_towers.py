@@ -101,7 +101,7 @@ def test_pruned_heads_are_refused_with_their_weights(tmp_path, tiny_folder):
     assert "pruned" in str(refusal.value)
 
 
-def test_a_class_that_transformers_does_not_choose_is_named_in_one_line(tmp_path, tiny_folder):
+def test_a_pair_of_models_that_does_not_name_its_class_is_refused_in_one_line(tmp_path, tiny_folder):
     folder = tmp_path / "pair"
     shutil.copytree(tiny_folder, folder)
     (folder / "config.json").write_text('{"model_type": "encoder-decoder", "encoder": {"model_type": "bert"}, "decoder": {"model_type": "bert"}}')  # fmt: skip
