@@ -306,11 +306,13 @@ def test_only_the_required_chunks_are_read(store_path: Path, container: str, mon
     """Reading one head of one layer opens one shard and decodes one chunk of it."""
     store = open_store(store_path)
     store.segments[1].token_offset("source")
+    raw = store.segments[1].array("decoder/query")
     preads: list[int] = []
     original = os.pread
     monkeypatch.setattr(os, "pread", lambda fd, n, offset: preads.append(n) or original(fd, n, offset))
     store.examples[5].query(1, 2)
-    raw = store.segments[1].array("decoder/query")
+    if container == "zarr":
+        assert preads.pop(0) < 1024  # the metadata of the array
     assert len(preads) == (2 if container == "zarr" else 1)  # the index and the chunk; HDF5's library reads the index
     assert sum(preads) < raw[1, 2].nbytes + 4 + 16 * math.prod(raw.shape[:2]) + 4 + 64
 

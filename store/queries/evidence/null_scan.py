@@ -18,7 +18,7 @@ from ...files.containers.shard_writer import CHUNK_PAIRS
 from ...patterns import Pattern, Vocabulary
 from ...patterns.matching import Matcher, expand
 from ...patterns.segment_matcher import segment_matcher
-from ...reading.block_weights import closest_weights, example_weights
+from ...reading.block_weights import closest_rows, closest_weights, example_weights
 from ...reading.pair_attention import read_pairs
 from ...reading.segment import Segment
 from ...reading.visible_keys import visible_pairs
@@ -53,11 +53,18 @@ MAX_WEIGHTS = 1 << 27
 """Number of weights, over all heads, that a scan reads. Examples beyond it are left out at random."""
 LEAST_EXAMPLES = 64
 """Number of examples that are read in any case."""
+MAX_EXAMPLE_PAIRS = 1 << 19
+"""Number of pairs that are read of one example. Of longer ones only some runs of rows are read."""
+MAX_WHOLE_PAIRS = 1 << 22
+"""Nulls over words or mismatched pairs leave out examples with more pairs."""
+N_RUNS = 16
+"""Number of runs of rows of a long example, at equal distances."""
 _BLOCK_WEIGHTS = 1 << 23
 
 
 def sample_examples(n_pairs: Int64[np.ndarray, "example"], n_heads: int, seed: int = 0) -> Int64[np.ndarray, "sampled"]:
     """Choose the examples that are read, ascending; `n_pairs` are the pairs of each, `n_heads` the heads of all layers."""
+    n_pairs = np.minimum(n_pairs, MAX_EXAMPLE_PAIRS)
     order = np.random.default_rng(seed).permutation(len(n_pairs))
     n_read = int(np.searchsorted(np.cumsum(n_pairs[order]) * n_heads, MAX_WEIGHTS, "right"))
     return np.sort(order[: max(n_read, LEAST_EXAMPLES)])
@@ -117,7 +124,7 @@ class NullScan:
                             continue
                         parts = self._masses_of(name, of_null, weights, None if profile is None else profile[layer])
                         for total, part in zip(sums[name], parts, strict=True):
-                            total[layer][:, of_null.example] += part
+                            total[layer][:, of_null.example] += part * block.scale
         return sums
 
     def _masses_of(
@@ -166,14 +173,20 @@ class NullScan:
         for segment, matcher, local in self._sampled:
             first, start = int(np.searchsorted(self.numbers, segment.first_example + local[0])), 0
             pair_offset = segment.pair_offset(self.site.name)
+            is_long = (np.diff(pair_offset)[local] > MAX_EXAMPLE_PAIRS) & (self.words is None)
             while start < len(local):
                 end = start + 1
+                example = int(local[start])
+                if is_long[start]:
+                    yield from self._runs(segment, matcher, example, first + start)
+                    start = end
+                    continue
                 limit = pair_offset[local[start]] + _BLOCK_WEIGHTS // self.site.n_heads
-                while end < len(local) and pair_offset[local[end] + 1] <= limit:
+                while end < len(local) and pair_offset[local[end] + 1] <= limit and not is_long[end]:
                     if pair_offset[local[end]] - pair_offset[local[end - 1] + 1] > CHUNK_PAIRS:
                         break  # a chunk without a sampled example
                     end += 1
-                examples = range(int(local[start]), int(local[end - 1]) + 1)
+                examples = range(example, int(local[end - 1]) + 1)
                 column = np.full(len(examples), -1)
                 column[local[start:end] - examples.start] = np.arange(first + start, first + end)
                 yield ScanBlock(
@@ -186,6 +199,26 @@ class NullScan:
                     splits_ties="offset" in self.names,
                 )
                 start = end
+
+    def _runs(self, segment: Segment, matcher: Matcher, example: int, column: int) -> Iterator[ScanBlock]:
+        """Yield runs of rows of a long example, with about `MAX_EXAMPLE_PAIRS` pairs in all."""
+        tokens = segment.token_offset(self.site.query_sequence)[example : example + 2].astype(np.int64)
+        n_rows = int(tokens[1] - tokens[0])
+        n_pairs = int(matcher.row_start[tokens[1]] - matcher.row_start[tokens[0]])
+        length = max(1, MAX_EXAMPLE_PAIRS * n_rows // n_pairs // N_RUNS)
+        begins = np.unique(np.linspace(0, n_rows - length, N_RUNS).astype(int))
+        for begin in begins.tolist():
+            yield ScanBlock(
+                segment,
+                self.site,
+                matcher,
+                None,
+                range(example, example + 1),
+                np.array([column]),
+                run=range(begin, begin + length),
+                scale=n_rows / (length * len(begins)),
+                splits_ties="offset" in self.names,
+            )
 
     def _profile(self) -> Float[np.ndarray, "layer head half bin"]:
         """Measure the attention of ordinary tokens to ordinary keys at each offset, in each half.
@@ -255,6 +288,10 @@ class ScanBlock:
     ----------
     column
         Column of each example of the run in the answer; -1 for examples that are not sampled.
+    run
+        Positions of the rows that are read, of one example; None: all rows.
+    scale
+        Factor of the masses of a run, so that they stand for all rows of the example.
     splits_ties
         Take the order of equal weights from the stored edges, for nulls that need the strongest key.
     """
@@ -268,14 +305,18 @@ class ScanBlock:
         examples: range,
         column: Int64[np.ndarray, "example"],
         *,
+        run: range | None = None,
+        scale: float = 1.0,
         splits_ties: bool = False,
     ) -> None:
-        self.splits_ties = splits_ties
+        self.run, self.scale, self.splits_ties = run, scale, splits_ties
         self.segment, self.site, self.matcher, self.examples, self.column = segment, site, matcher, examples, column
         self._plan: WordPairs | None = None if words is None else plan_segment(segment, site, examples, words)
         query, key = matcher.evaluator.query, matcher.evaluator.key
         offset = query.table.token_offset
-        self._rows = slice(int(offset[examples.start]), int(offset[examples.stop]))
+        first = int(offset[examples.start])
+        stop = int(offset[examples.stop]) if run is None else first + run.stop
+        self._rows = slice(first if run is None else first + run.start, stop)
         if self._plan is None:
             row_start = matcher.row_start[self._rows.start : self._rows.stop + 1] - matcher.row_start[self._rows.start]
             self._row_start, self._row_length = row_start[:-1], np.diff(row_start)
@@ -357,21 +398,26 @@ class ScanBlock:
         """Return True for each cell that its row sees; None if it sees all."""
         if mask.is_open and (self._plan is None or not self.site.causal):
             return None
-        offset = self.segment.pair_offset(self.site.name)
-        tokens = visible_pairs(
-            self.segment, self.site, mask, slice(int(offset[self.examples.start]), int(offset[self.examples.stop]))
-        )
+        tokens = visible_pairs(self.segment, self.site, mask, self._pairs)
         return tokens if self._plan is None else self._plan.merge(tokens[None].astype(np.float64))[0] > 0
 
     def weights(self, layer: int) -> Float[np.ndarray, "head cell"]:
         """Read the weights of all heads of a layer."""
         if self._plan is not None:
             return segment_word_attention(self.segment, self.site, layer, self.examples, self._plan)
+        if self.run is not None:
+            heads, rows = np.arange(self.site.n_heads), np.arange(self.run.start, self.run.stop)
+            weights = closest_rows(self.segment, self.site, layer, heads, self.examples.start, rows)
+            return weights[:, np.arange(weights.shape[2]) < self._row_length[:, None]]
         codec = self.segment.spec.attention_codec
         if codec is None:
             return closest_weights(self.segment, self.site, layer, self.examples, self._row_start)
         if self.splits_ties:
             return example_weights(self.segment, self.site, layer, self.examples, self._row_start)
-        offset = self.segment.pair_offset(self.site.name)
-        pairs = slice(int(offset[self.examples.start]), int(offset[self.examples.stop]))
-        return decode_attention(read_pairs(self.segment, self.site, layer, slice(None), pairs), codec.name)
+        return decode_attention(read_pairs(self.segment, self.site, layer, slice(None), self._pairs), codec.name)
+
+    @property
+    def _pairs(self) -> slice:
+        """Span of the rows on the flat pair axis of the segment."""
+        row_start = self.matcher.row_start
+        return slice(int(row_start[self._rows.start]), int(row_start[self._rows.stop]))

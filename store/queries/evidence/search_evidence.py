@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from ...errors import ConfigError
 from ...reading.attention_rebuild import why_not_rebuilt
 from .baselines import ScoredSearch
-from .null_scan import NullScan, sample_examples
+from .null_scan import MAX_WHOLE_PAIRS, NullScan, sample_examples
 from .nulls import KINDS, NULLS, Kind, NullName, is_fixed_offset, null_names, pattern_kind
 from .resampling import false_discovery_rate, p_above_zero, random_half, studentised_intervals
 from .sampling_units import SamplingUnits, sampling_units, unit_sums
@@ -215,12 +215,16 @@ class _Comparison:
         """Compute observed and expected masses of nulls that read attention, on a sample of the matched examples."""
         result = self.result
         numbers = result.example_mass["example"].to_numpy()
-        if not names or not len(numbers):
-            empty = np.zeros((*result.heads["mass"].shape, 0))
-            return dict.fromkeys(names, (empty, empty))
+        if not names:
+            return {}
         n_pairs = np.concatenate([np.diff(s.pair_offset(result.site.name)) for s in result.store.segments])
         n_pairs = n_pairs[np.searchsorted(result.store.example_numbers(), numbers)]
         n_heads = result.site.n_layers * result.site.n_heads
+        if result.words is not None or "mismatched" in names:  # they need all rows of an example
+            numbers, n_pairs = numbers[n_pairs <= MAX_WHOLE_PAIRS], n_pairs[n_pairs <= MAX_WHOLE_PAIRS]
+        if not len(numbers):
+            empty = np.zeros((*result.heads["mass"].shape, 0))
+            return dict.fromkeys(names, (empty, empty))
         self.sample = numbers[sample_examples(n_pairs, n_heads, self.seed)]
         unit = self.units.of(self.sample)
         half = random_half(int(unit.max()) + 1, self.seed)[unit]

@@ -10,7 +10,7 @@ from headatlas.pipeline.capture.sites import discover_sites
 from headatlas.pipeline.checks import selfcheck
 from headatlas.pipeline.checks.long_rows import check_long_rows
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job import job_runner
+from headatlas.pipeline.job import reduction_check
 from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.progress import Stage
 from headatlas.pipeline.reduce.reduction import choose_reduction
@@ -103,7 +103,7 @@ def long_job(tiny_job, tmp_path, monkeypatch):
     """Job with one text of 60 tokens among short ones, whose self-check has memory for 30 tokens."""
     words = tmp_path.joinpath("corpus.txt").read_text(encoding="utf-8").split()
     tmp_path.joinpath("corpus.txt").write_text("the nurse\n" + " ".join(words[:58]) + "\n", encoding="utf-8")
-    monkeypatch.setattr(job_runner, "most_checked_tokens", lambda sites: 30)
+    monkeypatch.setattr(reduction_check, "most_checked_tokens", lambda sites: 30)
     monkeypatch.setattr(selfcheck, "CHECK_BYTES", 30 * 30 * 8 * 100)
     return tiny_job
 
@@ -113,7 +113,9 @@ def test_torch_operations_replace_a_kernel_that_fails_on_long_rows(long_job, tmp
     run_job(parse_config(long_job))
     expected = open_store(long_job["store"]["path"])
     monkeypatch.setattr(
-        job_runner, "choose_reduction", lambda keep, statistics, *_: FaultyKernel(FaultyReduction(keep, statistics))
+        reduction_check,
+        "choose_reduction",
+        lambda keep, statistics, *_: FaultyKernel(FaultyReduction(keep, statistics)),
     )
     events = []
     job = {**long_job, "store": {**long_job["store"], "path": str(tmp_path / "again")}}
@@ -130,8 +132,10 @@ def test_torch_operations_replace_a_kernel_that_fails_on_long_rows(long_job, tmp
 
 
 def test_wrong_torch_operations_stop_the_job(long_job, monkeypatch):
-    monkeypatch.setattr(job_runner, "TorchReduction", FaultyReduction)
-    monkeypatch.setattr(job_runner, "choose_reduction", lambda keep, statistics, *_: FaultyReduction(keep, statistics))
+    monkeypatch.setattr(reduction_check, "TorchReduction", FaultyReduction)
+    monkeypatch.setattr(
+        reduction_check, "choose_reduction", lambda keep, statistics, *_: FaultyReduction(keep, statistics)
+    )
     with pytest.raises(UnsupportedModelError, match=r"differs from a direct computation .*set tokens.max_tokens"):
         run_job(parse_config(long_job))
 

@@ -24,7 +24,7 @@ def job(tiny_job, monkeypatch, device, name):
     def unchecked(job, *_):
         return TorchReduction(job.spec.keep, job.spec.statistics), "torch operations"
 
-    monkeypatch.setattr(job_runner, "_check", unchecked)
+    monkeypatch.setattr(job_runner, "check_job", unchecked)
     document = {
         **tiny_job,
         "model": {**tiny_job["model"], "device": device, "dtype": "float32"},

@@ -19,7 +19,7 @@ from headatlas.store.files.overlays import Overlay, column_overlay
 from headatlas.store.schema.token_table import Column
 from headatlas.store.schema.traces import Keep
 from headatlas.store.store import open_store
-from headatlas.store.writing import manifest_chain
+from headatlas.store.writing import manifest_chain, targets
 from headatlas.store.writing.drop import drop_from_store
 from headatlas.store.writing.garbage_collection import collect_store
 from headatlas.store.writing.overlay_commit import commit_overlays, remove_overlay
@@ -98,7 +98,7 @@ def test_a_slow_writer_loses_nothing(
     write(path, many, range(2))
     commits = []
     if not locks:  # as on network file systems whose locks do not reach other hosts
-        monkeypatch.setattr(manifest_chain, "lease_manifest", lambda path, number: None)
+        monkeypatch.setattr(targets, "lease_manifest", lambda path, number: None)
 
     def commit_often(step: str) -> None:
         if step == "manifest-written" and not commits:
@@ -121,7 +121,7 @@ def test_a_slow_change_is_not_lost(
     path, part = tmp_path / "traces", many[0]
     write(path, many, range(2))
     open_store(path).annotate("old", {0: 1})
-    monkeypatch.setattr(manifest_chain, "lease_manifest", lambda path, number: None)
+    monkeypatch.setattr(targets, "lease_manifest", lambda path, number: None)
     commits = []
 
     def commit_often(step: str) -> None:

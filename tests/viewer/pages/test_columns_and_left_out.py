@@ -13,7 +13,7 @@ from headatlas.viewer.pages.search_page import fields_text
 
 def test_the_search_page_lists_the_columns_of_the_corpus(store: Store) -> None:
     text = fields_text(DataSource(store), "encoder")
-    columns, _, fields = text.removeprefix("columns: ").partition("; fields: ")
+    columns, _, fields = text.removeprefix("fields of this corpus: ").partition("; of every token: ")
     assert columns.split(", ")[0] == "example.genre"
     assert [name for name in columns.split(", ") if name.startswith("query.")] == ["query.upos"]
     assert fields.startswith("position, text, lower, ")

@@ -13,7 +13,7 @@ from headatlas.pipeline.calls.device_arrays import DeviceArrays
 from headatlas.pipeline.calls.out_of_memory import is_out_of_memory
 from headatlas.pipeline.calls.segment_buffers import SiteArrays
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job import job_runner
+from headatlas.pipeline.job import job_runner, reduction_check
 from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.progress import BatchDone, BatchHalved, Stage
 from headatlas.pipeline.reduce import torch_reduction
@@ -46,7 +46,7 @@ OUT_OF_MEMORY = {
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:116] err == 0. DefaultCPUAllocator: can't allocate memory"),
     "errno": OSError(12, "Cannot allocate memory"),
 }
-CHECK = job_runner._check
+CHECK = job_runner.check_job
 NOT_MEMORY = [
     RuntimeError("CUDA error: an illegal memory access was encountered"),
     RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
@@ -67,10 +67,10 @@ def job_on_kernel(tiny_job, monkeypatch, name, checked=False):
         return choose(job.spec.keep, job.spec.statistics, job.loaded.model.device), "Triton kernel"
 
     if checked:
-        monkeypatch.setattr(job_runner, "choose_reduction", choose)
-        monkeypatch.setattr(job_runner, "_check", CHECK)
+        monkeypatch.setattr(reduction_check, "choose_reduction", choose)
+        monkeypatch.setattr(job_runner, "check_job", CHECK)
     else:  # the interpreter is slow
-        monkeypatch.setattr(job_runner, "_check", unchecked)
+        monkeypatch.setattr(job_runner, "check_job", unchecked)
     document = {
         **tiny_job,
         "model": {**tiny_job["model"], "device": "cuda", "dtype": "float32"},

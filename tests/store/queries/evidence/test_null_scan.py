@@ -10,6 +10,7 @@ from treebank_store import tree_table, write_trees
 
 from headatlas.store.patterns import Pattern
 from headatlas.store.patterns.segment_matcher import site_vocabulary
+from headatlas.store.queries.evidence import null_scan
 from headatlas.store.queries.evidence.mismatched_pairs import unit_pairs
 from headatlas.store.queries.evidence.null_scan import NullScan, sample_examples
 from headatlas.store.queries.evidence.row_strata import distance_bins, offset_bins
@@ -321,3 +322,40 @@ def test_examples_beyond_the_limit_are_left_out_at_random(monkeypatch):
     assert sample.tolist() == sample_examples(np.full(1_000, 100), 72).tolist()
     assert len(sample_examples(np.full(1_000, 10**6), 72)) == 64
     assert len(sample_examples(np.full(10, 10**6), 72)) == 10
+
+
+@pytest.mark.parametrize("kind", SITES)
+def test_runs_of_all_rows_equal_whole_examples(stores, kind, monkeypatch):
+    """Examples of more than two pairs are read one row at a time here."""
+    site, text, names = SITES[kind], QUESTIONS[2], ("habit", "labels", "matched", "sink_free", "offset")
+    complete = scan(stores[kind], site, text, *names)
+    monkeypatch.setattr(null_scan, "MAX_EXAMPLE_PAIRS", 2)
+    monkeypatch.setattr(null_scan, "N_RUNS", 50)
+    runs = scan(stores[kind], site, text, *names)
+    for name in names:
+        for masses, expected in zip(runs[name], complete[name], strict=True):
+            assert expected.any()
+            np.testing.assert_allclose(masses, expected, atol=1e-5)
+
+
+def test_long_examples_are_sampled_by_rows(stores, monkeypatch):
+    """Masses of two runs stand for all rows, and few weights are read."""
+    traced, site = stores["full"], SITES["full"]
+    monkeypatch.setattr(null_scan, "MAX_EXAMPLE_PAIRS", 24)
+    monkeypatch.setattr(null_scan, "N_RUNS", 2)
+    read, closest_rows = [], null_scan.closest_rows
+
+    def counted(segment, site, layer, heads, example, rows):
+        read.append((layer, segment.first_example + example, rows.tolist()))
+        return closest_rows(segment, site, layer, heads, example, rows)
+
+    monkeypatch.setattr(null_scan, "closest_rows", counted)
+    masses, _ = scan(traced, site, "true", "labels")["labels"]
+    long_examples = [i for i, tokens in enumerate(traced.tokens[site.query_sequence]) if len(tokens) ** 2 > 24]
+    assert {example for _, example, _ in read} == set(long_examples)
+    for example in long_examples:
+        n = len(traced.tokens[site.query_sequence][example])
+        length = max(1, 24 // n // 2)
+        rows = [*range(length), *range(n - length, n)]
+        assert [row for layer, i, runs in read if layer == 0 and i == example for row in runs] == rows
+        assert np.allclose(masses[:, :, example].sum(), n * site.n_layers * site.n_heads, rtol=0.01)
