@@ -72,7 +72,7 @@ def test_the_switch_hides_the_first_token_in_every_view(page, url, path):
     high = page.locator("[data-count]").first
     wait_for(page, lambda: abs(float(high.get_attribute("data-high")) - shown) < 0.01)
     assert shown < 0.99 < attention[:, 0].max()  # the first token does not set the scale
-    for view, selector in (("model", ".count[data-high]"), ("matrix", MATRIX_END)):
+    for view, selector in (("model", ".count[data-high] >> visible=true"), ("matrix", MATRIX_END)):
         page.locator(f"[data-view='{view}']").click()
         number = page.locator(selector).first
         number.wait_for()
