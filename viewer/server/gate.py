@@ -228,7 +228,7 @@ class _SecureConnection:
             headers[name] = value
         headers.pop("Server", None)
         if cookies := headers.get_list("Set-Cookie"):
-            del headers["Set-Cookie"]
+            headers.pop("Set-Cookie")  # `del` fails in tornado 6.5 if nobody has read the header
             for cookie in cookies:
                 headers.add("Set-Cookie", strict_cookie(cookie, self._is_secure))
         return self._connection.write_headers(start_line, headers, chunk)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ..view_data import wait_for
-from .test_corpus_and_url import opened, viewing, wait_query
+from ..viewer_process import viewing
+from .test_corpus_and_url import opened, wait_query
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from headatlas.viewer.state.page_table import PAGES, VIEWS
 
 from ..view_data import PATIENCE_S, wait_for
-from .test_corpus_and_url import PREVIOUS, opened, running, viewing
+from ..viewer_process import running, viewing
+from .test_corpus_and_url import PREVIOUS, opened
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -39,37 +41,46 @@ def is_inert(page: Page) -> bool:
     return page.evaluate("[...document.body.children].every(child => child.dataset.connection || child.inert)")
 
 
-@pytest.mark.parametrize("query", QUERIES)
-def test_a_page_comes_back_after_the_server_was_away(page: Page, page_record, store_path: Path, query: str) -> None:
-    port = free_port()
+def test_every_page_comes_back_after_the_server_was_away(page: Page, page_record, store_path: Path) -> None:
+    port, states = free_port(), []
     with running(store_path, "--no-token", port=port) as (url, process):
-        opened(page, url, query)
-        wait_for(page, lambda: page.title().endswith(" \u00b7 headatlas"), page.title)  # not that of the empty page
-        address, title = page.url, page.title()
+        for query in QUERIES:
+            tab = page.context.new_page()
+            opened(tab, url, query)
+            wait_for(
+                tab, lambda tab=tab: tab.title().endswith(" \u00b7 headatlas"), tab.title
+            )  # not that of the empty page
+            states.append((tab, tab.url, tab.title()))
+        assert len({title for _, _, title in states}) > len(PAGES)
         process.kill()
-        page.locator("[data-connection=lost]", has_text="connection to the viewer is lost").wait_for(timeout=5_000)
-        assert is_inert(page)
-    page.evaluate("document.documentElement.dataset.old = ''")
+        for tab, _, _ in states:
+            tab.locator("[data-connection=lost]", has_text="connection to the viewer is lost").wait_for(timeout=5_000)
+            assert is_inert(tab)
+            tab.evaluate("document.documentElement.dataset.old = ''")
     with running(store_path, "--no-token", port=port):
-        page.locator("html:not([data-old])").wait_for(state="attached")
-        page.locator(".path").wait_for()
-        wait_for(page, lambda: (page.url, page.title()) == (address, title), lambda: f"{page.url} {page.title()}")
-        assert page.locator("[data-connection]").count() == 0
-        assert not is_inert(page)
-        page.goto("about:blank")
-    page_record.errors.clear()  # the browser reports the closed socket
+        for tab, address, title in states:
+            tab.locator("html:not([data-old])").wait_for(state="attached")
+            tab.locator(".path").wait_for()
+            wait_for(
+                tab,
+                lambda tab=tab, state=(address, title): (tab.url, tab.title()) == state,
+                lambda tab=tab: f"{tab.url} {tab.title()}",
+            )
+            assert tab.locator("[data-connection]").count() == 0
+            assert not is_inert(tab)
+            tab.goto("about:blank")
 
 
 def test_silence_is_said_and_ends_without_a_new_page(page: Page, store_path: Path) -> None:
     with running(store_path, "--no-token") as (url, process):
         opened(page, url, "page=examples")
         page.evaluate("window.isOldPage = true")
-        process.send_signal(signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGSTOP)
         try:
             page.locator("[data-connection=lost]", has_text="does not answer").wait_for(timeout=7_000)
             assert is_inert(page)
         finally:
-            process.send_signal(signal.SIGCONT)
+            os.kill(process.pid, signal.SIGCONT)
         page.locator("[data-connection]").wait_for(state="detached")
         assert page.evaluate("window.isOldPage")
         page.locator("a.er").first.click()

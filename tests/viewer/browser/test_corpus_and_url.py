@@ -5,15 +5,9 @@ The `page` fixture fails a test on any request that leaves this machine and on a
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -23,57 +17,13 @@ import pytest
 from headatlas.store.store import Store, open_store
 
 from ..view_data import PATIENCE_S, wait_for
+from ..viewer_process import viewing
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
 PREVIOUS = "key.position == query.position - 1"
-
-
-PATIENT = f"import headatlas.viewer.server.server as server; server.UNCONNECTED_S = {PATIENCE_S}"
-"""Python code that makes a session wait for its browser as long as the tests do. A busy machine may need over 30 s."""
-
-
-@contextmanager
-def viewing(store: Path, *options: str, before: str = "") -> Iterator[str]:
-    """Run the command on a free port. Yields the address that it prints; everybody is let in."""
-    with running(store, "--no-token", *options, before=before) as (address, _):
-        yield address
-
-
-@contextmanager
-def running(
-    store: Path, *options: str, before: str = "", port: int = 0, limits: Sequence[str] = ()
-) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run the command. Yields the address that it prints and the process; checks at the end that it raised no error.
-
-    `before` is Python code that runs first, and `limits` is a command that sets limits of the process.
-    """
-    code = f"{PATIENT}\n{before}\nfrom headatlas.viewer.commands import app; app()"
-    command = [*limits, sys.executable, "-c", code, str(store), "--port", str(port), "--no-show", *options]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
-        output = []
-        for line in process.stdout:
-            output.append(line)
-            if "is at http://" in line:
-                break
-        # a full pipe would stop the server
-        reader = Thread(target=lambda: output.extend(process.stdout or ()), daemon=True)
-        reader.start()
-        match = re.search(r"is at (http://\S+)", output[-1] if output else "")
-        try:
-            assert match, "the viewer ended: " + "".join(output)
-            yield match[1], process
-        finally:
-            process.terminate()
-            process.wait(PATIENCE_S)
-            reader.join(PATIENCE_S)
-        assert "headatlas/viewer/" not in "".join(output), "".join(output)  # no traceback of the viewer
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.data.vector_space import has_umap, neighbour_plane, sample_tokens
 
 from ..conftest import SITE, write_store
-from .test_corpus_and_url import PREVIOUS, click_head, opened, viewing, wait_query
+from ..viewer_process import viewing
+from .test_corpus_and_url import PREVIOUS, click_head, opened, wait_query
 from .test_views import mirror, rows, wait_rows
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from headatlas.viewer.state.reader_state import ViewState
 from headatlas.viewer.theme.token_labels import label, visible, visible_lines
 
 from ..conftest import TWO_HUNDRED, write_store
-from .test_corpus_and_url import opened, viewing, wait_query
+from ..viewer_process import viewing
+from .test_corpus_and_url import opened, wait_query
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

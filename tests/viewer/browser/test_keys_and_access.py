@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
-from .test_corpus_and_url import PREVIOUS, opened, viewing, wait_query
+from ..viewer_process import viewing
+from .test_corpus_and_url import PREVIOUS, opened, wait_query
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -19,7 +19,8 @@ from headatlas.store.store import open_store
 
 from ..conftest import SITE, token_table, write_store
 from ..view_data import wait_for
-from .test_corpus_and_url import opened, viewing, wait_query
+from ..viewer_process import viewing
+from .test_corpus_and_url import opened, wait_query
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -14,7 +14,8 @@ from headatlas.store.store import open_store
 
 from ..conftest import write_store
 from ..long_store import write_long_store
-from .test_corpus_and_url import PREVIOUS, opened, running, wait_query
+from ..viewer_process import running
+from .test_corpus_and_url import PREVIOUS, opened, wait_query
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .test_corpus_and_url import opened, running, wait_query
+from ..viewer_process import running
+from .test_corpus_and_url import opened, wait_query
 
 if TYPE_CHECKING:
-    import subprocess
+    from multiprocessing.process import BaseProcess
 
     from playwright.sync_api import Page, Route
 
@@ -22,9 +23,7 @@ MAX_WIRE = 800_000
 
 
 @pytest.fixture(scope="module")
-def viewer(
-    store_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, subprocess.Popen[str], Path]]:
+def viewer(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, BaseProcess, Path]]:
     """Address and process of a viewer, and the folder of its second store, which a test deletes."""
     second = tmp_path_factory.mktemp("traces") / "second"
     shutil.copytree(store_path, second)
@@ -33,7 +32,7 @@ def viewer(
 
 
 def test_the_first_load_is_small_and_has_only_libraries_that_pages_use(
-    page: Page, viewer: tuple[str, subprocess.Popen[str], Path]
+    page: Page, viewer: tuple[str, BaseProcess, Path]
 ) -> None:
     session = page.context.new_cdp_session(page)
     session.send("Network.enable")
@@ -53,9 +52,7 @@ def test_the_first_load_is_small_and_has_only_libraries_that_pages_use(
     assert 400_000 < sum(sizes.values()) + sum(messages) <= MAX_WIRE
 
 
-def test_something_is_seen_before_the_libraries_arrive(
-    page: Page, viewer: tuple[str, subprocess.Popen[str], Path]
-) -> None:
+def test_something_is_seen_before_the_libraries_arrive(page: Page, viewer: tuple[str, BaseProcess, Path]) -> None:
     waiting: list[Route] = []
     page.route("**/bokeh.min.js*", lambda route: waiting.append(route))
     page.goto(viewer[0], wait_until="commit")
@@ -77,7 +74,7 @@ def test_something_is_seen_before_the_libraries_arrive(
     ],
 )
 def test_a_pin_or_a_window_outside_the_example_is_named(
-    page: Page, viewer: tuple[str, subprocess.Popen[str], Path], query: str, field: str, words: str
+    page: Page, viewer: tuple[str, BaseProcess, Path], query: str, field: str, words: str
 ) -> None:
     opened(page, viewer[0], query)
     problem = page.locator(f"li[data-field={field}]")
@@ -99,7 +96,7 @@ def heap(page: Page) -> dict[str, float]:
     return {name: metrics[name] for name in ("Nodes", "JSEventListeners", "JSHeapUsedSize")}
 
 
-def server_bytes(process: subprocess.Popen[str]) -> int:
+def server_bytes(process: BaseProcess) -> int:
     status = Path(f"/proc/{process.pid}/status").read_text()
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
 
@@ -117,7 +114,7 @@ def interact(page: Page, n: int, pause_ms: float = 40) -> None:
 
 @pytest.mark.parametrize("n", [15, pytest.param(200, marks=pytest.mark.slow)])
 def test_interactions_do_not_grow_the_page_or_the_server(
-    page: Page, viewer: tuple[str, subprocess.Popen[str], Path], n: int
+    page: Page, viewer: tuple[str, BaseProcess, Path], n: int
 ) -> None:
     opened(page, viewer[0])
     page.locator("canvas[data-selected]").first.wait_for()
@@ -136,7 +133,7 @@ def test_interactions_do_not_grow_the_page_or_the_server(
     assert server_bytes(viewer[1]) <= server_before + (16 << 20)
 
 
-def test_a_deleted_store_is_named(page: Page, viewer: tuple[str, subprocess.Popen[str], Path]) -> None:
+def test_a_deleted_store_is_named(page: Page, viewer: tuple[str, BaseProcess, Path]) -> None:
     opened(page, viewer[0], "store=second&page=views&view=head&example=9")
     page.locator("table[data-mirror='edges of the head view'] tr[data-head]").first.wait_for(state="attached")
     shutil.rmtree(viewer[2])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .test_corpus_and_url import opened, viewing
+from ..viewer_process import viewing
+from .test_corpus_and_url import opened
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

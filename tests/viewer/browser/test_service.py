@@ -18,7 +18,8 @@ from headatlas.store.store import open_store
 
 from ..conftest import HOSTILE, write_store
 from ..view_data import PATIENCE_S, wait_for
-from .test_corpus_and_url import PREVIOUS, opened, viewing, wait_query
+from ..viewer_process import viewing
+from .test_corpus_and_url import PREVIOUS, opened, wait_query
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -24,7 +24,8 @@ from headatlas.viewer.data.vector_space import principal_plane, sample_tokens
 
 from ..conftest import write_store
 from ..view_data import wait_for
-from .test_corpus_and_url import opened, viewing, wait_query
+from ..viewer_process import viewing
+from .test_corpus_and_url import opened, wait_query
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

@@ -17,8 +17,8 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-from ..browser.test_corpus_and_url import running
 from ..view_data import PATIENCE_S
+from ..viewer_process import running
 from .raw_page import RawPage, data_event, encoded, fetch, models, page_token, patch, run
 from .test_messages import SPY, hostile_contents, spied
 

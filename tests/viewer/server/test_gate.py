@@ -20,8 +20,8 @@ from headatlas.viewer.server.login import Attempts, Auth, is_valid
 from headatlas.viewer.server.options import ServerOptions, host_name
 from headatlas.viewer.server.server import LogLimit, n_connections
 
-from ..browser.test_corpus_and_url import running, viewing
 from ..view_data import PATIENCE_S
+from ..viewer_process import running, viewing
 from .raw_page import RawPage, fetch, page_token, run
 from .test_messages import SPY, spied
 
@@ -246,10 +246,10 @@ def test_cookies_of_others_get_attributes() -> None:
     assert strict_cookie("a=b; samesite=Strict; httponly", False) == "a=b; samesite=Strict; httponly"
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prlimit is a command of Linux")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_connections_that_never_finish_keep_nobody_out(store_path: Path, tmp_path: Path) -> None:
-    limits = ("prlimit", "--nofile=96")
-    with running(store_path, "--no-token", limits=limits) as (url, process):
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))"
+    with running(store_path, "--no-token", before=limited) as (url, process):
         parts = urlsplit(url)
         sockets = []
         for i in range(300):
@@ -306,12 +306,14 @@ def test_readers_of_one_address_leave_room_for_others(store_path: Path) -> None:
         run(attack())
 
 
-def test_pages_without_a_socket_are_ended_for_new_ones(url: str) -> None:
-    async def attack() -> None:
-        for _ in range(220):  # more than all sessions together
+def test_pages_without_a_socket_are_ended_for_new_ones(store_path: Path) -> None:
+    async def attack(url: str) -> None:
+        for _ in range(15):  # more than all sessions together
             assert (await fetch(url)).code == 200
 
-    run(attack())
+    few = "import headatlas.viewer.server.page_handler as handler; handler.MAX_UNCONNECTED = 4"
+    with viewing(store_path, "--max-sessions", "12", before=few) as url:
+        run(attack(url))
 
 
 def test_the_log_grows_at_a_bounded_rate() -> None:

@@ -13,7 +13,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
-from ..browser.test_corpus_and_url import opened, viewing
+from ..browser.test_corpus_and_url import opened
+from ..viewer_process import viewing
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ..browser.test_corpus_and_url import running, viewing
+from ..viewer_process import running, viewing
 from .raw_page import RawPage, data_event, encoded, fetch, page_token, patch, run
 
 pytestmark = pytest.mark.browser
