@@ -1,7 +1,7 @@
 """Build steps that pyproject.toml cannot express: the packages of the four parts, and two compiled libraries.
 
 The parts lie at the top level and are imported as `headatlas.pipeline` and so on; every folder with an `__init__.py`
-below them is a package. The libraries are the CPU attention kernel and the loops over stored edges. They are optional:
+below them is a package. The libraries are the CPU attention kernel and the loops of searches and of similar heads. They are optional:
 without a C++ compiler the install continues, and torch operations and numpy serve instead. They contain plain C
 functions for ctypes, no Python module, and choose the instruction set at run time, so no -march is given.
 """
@@ -32,7 +32,7 @@ setup(
         ),
         Extension(
             "headatlas.store.queries.kernel._edges",
-            sources=[str(EDGE_KERNEL / "edges.cpp")],
+            sources=[str(EDGE_KERNEL / name) for name in ("edges.cpp", "divergence.cpp")],
             language="c++",
             extra_compile_args=COMPILE_ARGUMENTS,
             optional=True,

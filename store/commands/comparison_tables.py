@@ -97,6 +97,7 @@ def print_split(
 ) -> None:
     """Compare groups of examples, and print the result."""
     from ..comparisons.search_comparisons import split_by
+    from ..queries.evidence.resampling import MINIMUM_UNITS
     from . import tables as render
 
     split = split_by(result, column, unit=unit)
@@ -110,6 +111,7 @@ def print_split(
             for label, examples, n_rows in zip(split.labels, split.examples, split.rows, strict=True)
         ]
         summary = {"pattern": str(result.pattern), "split": column, "groups": groups, "left_out": split.left_out}
+        summary |= {"groups_too_small": list(split.few)}
         summary |= {"unit": split.units.name, "units": split.n_units}
         print(render.to_json(summary | {"heads": render.records(rows), "notes": list(result.notes)}))
         return
@@ -124,7 +126,11 @@ def print_split(
     sizes = ", ".join(f"{label}: {n:,}" for label, n in zip(split.labels, split.examples, strict=True))
     _say(
         f"mass of {result.pattern} by {column}. Examples with a match: {sizes}; left out: {split.left_out:,}. "
-        f"q: false-discovery rate of different masses, over all heads. {split.units.describe(split.n_units)}",
+        f"q: false-discovery rate of different masses, over all heads. {split.units.describe(split.n_units)}"
+        + (
+            f" No test: fewer than {MINIMUM_UNITS} sampling units have the value {' or '.join(split.few)}."
+            * bool(split.few)
+        ),
         *result.notes,
     )
 

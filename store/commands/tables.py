@@ -93,6 +93,8 @@ def null_json(null: NullEvidence) -> dict[str, Any]:
         "examples": null.n_examples,
         "units": null.n_units,
         "heads_above": null.n_above,
+        "heads_explained": null.n_explained,
+        "heads_undecided": null.n_undecided,
         "note": null.note,
     }
 
@@ -224,12 +226,19 @@ def evidence_text(evidence: Evidence, unit: str = "tokens") -> str:
 def null_text(null: NullEvidence) -> str:
     """Name a null in words, and count the heads above it."""
     from ..queries.evidence.nulls import NULLS
+    from ..queries.evidence.search_evidence import EXPLAINED
 
     if null.note:
         return f"No comparison with the null {null.name}: {null.note}."
+    others = (
+        f" It explains {null.n_explained} of the others (at most {EXPLAINED} times what it expects, with 95 % "
+        f"confidence); {null.n_undecided} are undecided: more data may show them above it."
+    )
     return (
         f"{null.n_above} of {null.heads['q_value'].size} heads are above {null.name} (q < 0.05): "
         f"{NULLS[null.name].sentence}; {null.n_examples:,} examples read."
+        + others
+        * bool(null.n_explained + null.n_undecided)
     )
 
 

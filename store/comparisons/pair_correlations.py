@@ -9,12 +9,11 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float64, Int64
 
-from ..errors import ConfigError
 from ..queries.evidence.resampling import same_rows
 from ..queries.minimal_pairs import Contrast
 from ..reading.snapshot import Snapshot
 from .example_tests import q_values, rank_correlation
-from .search_comparisons import example_numbers_of, heads_table
+from .search_comparisons import check_numbers_differ, example_numbers_of, heads_table
 
 _HEADS = ("layer", "head")
 
@@ -71,14 +70,14 @@ def correlate_pairs(store: Snapshot, result: Contrast, column: str) -> PairCorre
     NotFoundError
         The examples have no such annotation.
     ConfigError
-        It is not a number, or equal in all pairs.
+        It is not a number, or equal in all pairs or in all sampling units.
     """
     members = [numbers[result.pair_index] for numbers in (result.pairs.first, result.pairs.second)]
     first, second = (example_numbers_of(store, column, numbers) for numbers in members)
     is_missing, is_equal = np.isnan(first) | np.isnan(second), first == second
     pair = np.flatnonzero(is_equal)
-    if len(np.unique(first[pair])) < 2:
-        raise ConfigError(f"{column} has no two different numbers among the compared pairs; expected different numbers")
+    numbers = np.where(is_equal, first, np.nan)
+    check_numbers_differ(column, numbers, result.units.of(members[0]), result.units.name, "compared pairs")
     reasons = {
         "without a number in both members": int(is_missing.sum()),
         "with different numbers in its members": int((~is_missing & ~is_equal).sum()),

@@ -26,7 +26,7 @@ from ..queries.pattern_search import SearchResult
 from ..reading.data_frames import ShownAsTable
 from ..reading.snapshot import Snapshot
 from ..schema.token_table import Column
-from .example_tests import groups_differ, interval, q_values, rank_correlation, two_sided
+from .example_tests import MINIMUM_UNITS, groups_differ, interval, q_values, rank_correlation, two_sided
 
 MAX_GROUPS = 12
 _HEADS = ("layer", "head")
@@ -123,6 +123,8 @@ class Split(ShownAsTable):
     """Number of rows of each group, in the layer that sees most of them."""
     left_out: int
     """Number of examples with a match that have no label, or one of a group that is not compared."""
+    few: tuple[str, ...]
+    """Labels of the groups with fewer sampling units than a test needs. If there is one, nothing is tested."""
     groups: xr.Dataset
     """`mass` (over rows), `low`, `high`; dims (group, layer, head), coordinate `group` of labels."""
     heads: xr.Dataset
@@ -163,15 +165,17 @@ def split_by(
     numbers = result.example_mass["example"].to_numpy()
     values = [None if value in (None, "") else str(value) for value in _values(result.store, column, numbers)]
     counts = Counter(value for value in values if value is not None)
-    chosen = list(labels) if labels else [label for label, _ in counts.most_common(MAX_GROUPS)]
+    chosen = list(dict.fromkeys(labels)) if labels else [label for label, _ in counts.most_common(MAX_GROUPS)]
     for label in chosen:
         if label not in counts:
             raise NotFoundError(
                 f"no example with a match has {column} {label!r}; there are {', '.join(map(repr, counts)) or 'none'}"
             )
-    if len(set(chosen)) < 2:
+    if len(chosen) < 2:
+        values_text = f"only the value {chosen[0]!r}" if chosen else "no value"
         raise ConfigError(
-            f"{column} has {len(set(chosen))} different values in the examples with a match; expected two or more groups"
+            f"{column} has {values_text} in the {len(numbers):,} examples with a match; expected two or more groups. "
+            "Choose another column, or a pattern that matches in more examples."
         )
     group = np.array([chosen.index(value) if value in chosen else -1 for value in values], np.int64)
     in_group, units = group >= 0, sampling_units(result.store, unit)
@@ -206,6 +210,7 @@ def split_by(
         tuple(int((group == number).sum()) for number in range(len(chosen))),
         tuple(n_rows.max(axis=1, initial=0).tolist()),
         int((~in_group).sum()),
+        tuple(label for i, label in enumerate(chosen) if units.count(numbers[group == i]) < MINIMUM_UNITS),
         groups,
         _dataset(columns, result),
         units,
@@ -251,14 +256,13 @@ def correlate(result: SearchResult, column: str, unit: str | None = None) -> Cor
     NotFoundError
         The examples have no such annotation.
     ConfigError
-        It is not a number, or equal in all examples with a match.
+        It is not a number, or equal in all examples with a match or in all sampling units.
     """
     numbers = result.example_mass["example"].to_numpy()
     number = example_numbers_of(result.store, column, numbers)
     has_number: Bool[np.ndarray, "example"] = np.isfinite(number)
-    if len(np.unique(number[has_number])) < 2:
-        raise ConfigError(f"{column} has the same value in all examples with a match; expected different numbers")
     sums, units = result.example_sums, sampling_units(result.store, unit)
+    check_numbers_differ(column, number, units.of(numbers), units.name, "examples with a match")
     names = ("rho", "low", "high", "p_value", "examples", "units")
     columns = {name: np.full(sums.shape[:2], np.nan) for name in names}
     for layers, rows in same_rows(result.example_rows):
@@ -277,6 +281,38 @@ def correlate(result: SearchResult, column: str, unit: str | None = None) -> Cor
         units,
         units.count(numbers[has_number]),
     )
+
+
+def check_numbers_differ(
+    column: str, values: Float64[np.ndarray, "row"], unit: Int64[np.ndarray, "row"], unit_name: str, noun: str
+) -> None:
+    """Check that the means of sampling units differ. Values that are not finite do not count.
+
+    `noun` names the rows in messages, such as "examples with a match".
+
+    Raises
+    ------
+    ConfigError
+        There are no two different numbers, or units do not differ.
+    """
+    is_number = np.isfinite(values)
+    numbers, unit = values[is_number], unit[is_number]
+    advice = "Choose another column, or a pattern that matches in more examples."
+    if len(numbers) < 2:
+        count = "one number" if len(numbers) else "no number"
+        raise ConfigError(f"{column} has {count} in the {len(values):,} {noun}; expected two or more. {advice}")
+    if (numbers == numbers[0]).all():
+        raise ConfigError(
+            f"{column} has the same value, {numbers[0]:g}, in the {len(numbers):,} {noun} that have a number; expected "
+            f"different numbers. {advice}"
+        )
+    code = np.unique(unit, return_inverse=True)[1]
+    means = np.bincount(code, numbers) / np.bincount(code)
+    if np.ptp(means) <= 1e-12 * np.abs(numbers).max():
+        raise ConfigError(
+            f"{column} has the same mean in each of the {len(means):,} sampling units (values of {unit_name}); expected "
+            "means that differ. Name another unit with --unit, or compare groups with headatlas search --split."
+        )
 
 
 def example_numbers_of(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from ..queries.kernel import installed
 from ..reading.block_weights import closest_rows
 from ..reading.snapshot import Snapshot
 from ..reading.visible_keys import visible_rows
@@ -132,12 +133,13 @@ def summed_divergence(
         other_half = _halves(others)
         has_weight |= (other_half > _TINY).any(axis=0)
     cells = np.flatnonzero(has_weight)  # a cell without weight in every head contributes nothing
-    result = np.zeros((len(rows), len(others)))
+    result, library = np.zeros((len(rows), len(others))), installed()
     for start in range(0, len(cells), _BLOCK_CELLS):
         block_cells = cells[start : start + _BLOCK_CELLS]
         block = np.take(half, block_cells, axis=1)  # contiguous, as indexing would not be
         other_block = block if other_half is None else np.take(other_half, block_cells, axis=1)
-        _add_block(result, block, other_block, is_same=is_same)
+        if library is None or not library.add_divergence(result, block, other_block):
+            _add_block(result, block, other_block, is_same=is_same)
     if is_same:
         result += result.T
     return np.maximum(result, 0.0)
@@ -152,7 +154,7 @@ def _add_block(
 ) -> None:
     """Add ½ Σ p log₂ p + ½ Σ q log₂ q − Σ m log₂ m of a block of cells, with m = (p + q) / 2. `half` is p / 2.
 
-    Nearly all of the time is three operations for each pair of heads and cell. NumPy's float32 log2 is faster than its log.
+    The compiled loop (`queries/kernel/divergence.cpp`) does the same about three times as fast.
     """
     middle, logarithm = np.empty_like(other_half), np.empty_like(other_half)
     entropy, other_entropy = (np.vecdot(h, np.log2(2 * h)).astype(np.float64) for h in (half, other_half))

@@ -133,8 +133,8 @@ class SearchResult(ShownAsTable):
         """Return one row for each head, best first.
 
         Columns: layer, head, mass, hit_rate, baseline, lift, rows, examples, and from `evidence` (default: that of this
-        search) mass_low, mass_high, offset_baseline, offset_lift, for each null expected_NULL, above_NULL, p_NULL and
-        q_NULL, and rank. The best head has rank 1. The rank is missing if the layer has too few rows or sampling units.
+        search) mass_low, mass_high, offset_baseline, offset_lift, for each null expected_NULL, above_NULL,
+        above_high_NULL, p_NULL and q_NULL, and rank. The best head has rank 1. The rank is missing if the layer has too few rows or sampling units.
 
         Raises
         ------
@@ -151,7 +151,7 @@ class SearchResult(ShownAsTable):
         for name in ("mass_low", "mass_high", "offset_baseline", "offset_lift"):
             table[name] = evidence.heads[name].to_numpy().ravel()
         for null in evidence.nulls:
-            for name in ("expected", "above", "p_value", "q_value"):
+            for name in ("expected", "above", "above_high", "p_value", "q_value"):
                 table[f"{name.removesuffix('_value')}_{null.name}"] = null.heads[name].to_numpy().ravel()
         table["rank"] = np.repeat(evidence.supported, self.site.n_heads)
         table = table.sort_values(by, ascending=False, kind="stable", na_position="last", ignore_index=True)

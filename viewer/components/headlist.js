@@ -40,7 +40,7 @@ export function render({model, el: host}) {
       list.replaceChildren(...frame.rows.map(row => {
         const tip = event => ui.tip.show(event, `Head ${row.head}`, [["Mass", number(row.mass, 3), "", true], ["95 % interval", interval(row)], ["Hit rate", number(row.hit_rate, 3)],
           ["Uniform attention", number(row.baseline, 3), times(row.lift, 2)], [frame.null, number(row.expected, 3), times(row.above, 2)],
-          ["False discovery", Number.isFinite(row.q) ? row.q < .001 ? "< .001" : number(row.q, 3) : frame.ranked ? "no comparison" : "too few rows"], ["Query rows", count(row.rows)], ...(row.bookmark?.note ? [[row.bookmark.note.slice(0, 120), ""]] : [])], "click to list its examples");
+          ["False discovery", Number.isFinite(row.q) ? row.q < .001 ? "< .001" : number(row.q, 3) : frame.ranked ? "no comparison" : "too few rows"], ...(below(row) ? [[row.is_explained ? `Explained by ${frame.null}: at most` : `Undecided, too few data: up to`, times(row.above_high, 2)]] : []), ["Query rows", count(row.rows)], ...(row.bookmark?.note ? [[row.bookmark.note.slice(0, 120), ""]] : [])], "click to list its examples");
         return el(`button.hr${row.on ? ".on" : ""}${below(row) ? ".below" : ""}`, {"data-head": row.head, "data-mass": row.mass.toFixed(6), "aria-pressed": String(row.on), onclick: () => ui.go({layer: row.layer, head: row.index}), onmousemove: tip, onmouseleave: ui.tip.hide},
           el("span.n.dim", null, row.rank), el("b", {title: row.bookmark?.note || null}, row.head, row.bookmark ? el("i.st", {"data-star": String(row.bookmark.star)}, row.bookmark.star ? "\u2605" : "\u270e") : null),
           el("span.mass", null, el("i.b", {style: `width:${percentOf(row.mass)}`}), Number.isFinite(row.low) ? el("i.span", {"data-low": row.low.toFixed(6), "data-high": row.high.toFixed(6), style: `left:${percentOf(row.low)};width:calc(${percentOf(row.high)} - ${percentOf(row.low)})`}) : null,
@@ -52,7 +52,7 @@ export function render({model, el: host}) {
         frame.rows.map(row => [row.rank, row.head, number(row.mass, 3), interval(row), number(row.hit_rate, 3), number(row.baseline, 3), number(row.lift, 3), number(row.expected, 3), number(row.above, 3), number(row.q, 3), row.rows]),
         frame.rows.map(row => ({head: row.head, mass: row.mass.toFixed(6), hit: row.hit_rate.toFixed(6), baseline: row.baseline.toFixed(6), lift: row.lift.toFixed(6),
           low: row.low.toFixed(6), high: row.high.toFixed(6), above: String(row.above), q: String(row.q)})));
-      foot.replaceChildren(el("span", null, frame.rows.length < frame.n_heads ? `${count(frame.rows.length)} of ${count(frame.n_heads)} heads` : `${count(frame.n_heads)} heads`), el("span.grow"), el("span", null, frame.ranked ? `line: 95 % interval \u00B7 grey: not above ${frame.null}` : "too few rows or sampling units to rank heads"));
+      foot.replaceChildren(el("span", null, frame.rows.length < frame.n_heads ? `${count(frame.rows.length)} of ${count(frame.n_heads)} heads` : `${count(frame.n_heads)} heads`), el("span.grow"), el("span", null, frame.ranked ? `line: 95 % interval \u00B7 grey: not above ${frame.null}, explained by it or undecided` : "too few rows or sampling units to rank heads"));
     };
   });
 }

@@ -104,6 +104,10 @@ class RankedHead(TypedDict):
     """Mass that the null expects."""
     above: float
     """Mass / expected mass."""
+    above_high: float
+    """Upper end of the 95 % interval of `above`."""
+    is_explained: bool
+    """True if the null explains the head; a head that is neither above it nor explained by it is undecided."""
     q: float
     rows: int
     bookmark: dict[str, str | bool] | None

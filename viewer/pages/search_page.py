@@ -379,8 +379,9 @@ def heads_frame(
             ("high", "mass_high"),
         )
     }
-    null_table = {name: evidence.null.heads[name].values for name in ("expected", "above", "q_value")}
-    evidence_table |= {"expected": null_table["expected"], "above": null_table["above"], "q": null_table["q_value"]}
+    null_table = {name: evidence.null.heads[name].values for name in ("expected", "above", "above_high", "q_value")}
+    evidence_table |= {"q": null_table.pop("q_value"), **null_table}
+    is_explained = evidence.null.is_explained
     descending = -np.nan_to_num(table[state.measure], nan=-1.0).ravel()
     order = np.argsort(descending, kind="stable")[:MAX_HEADS]
     ranks = 1 + np.searchsorted(descending[order], descending[order])  # equal heads share a rank
@@ -396,6 +397,7 @@ def heads_frame(
                 "index": head[1],
                 "rank": rank,
                 **figures,
+                "is_explained": bool(is_explained.flat[flat]),
                 "rows": int(result.example_rows[flat // result.site.n_heads].sum()),
                 "bookmark": (bookmarks or {}).get(f"{head[0]}.{head[1]}"),
                 "on": is_chosen,

@@ -30,6 +30,7 @@ from .nulls import NullName
 from .row_strata import (
     N_BINS,
     N_CLASSES,
+    NO_WORD,
     OTHER,
     OWN_WORD,
     PUNCTUATION,
@@ -107,7 +108,7 @@ class NullScan:
         }
         classes = merged_classes([block.pairs for block in self.blocks])
         matching = [np.unique(block.pairs.key_class[block.pairs.is_match]) for block in self.blocks]
-        never = np.setdiff1d([SELF, OWN_WORD], np.concatenate([np.empty(0, np.int64), *matching]))
+        never = np.setdiff1d([NO_WORD, SELF, OWN_WORD], np.concatenate([np.empty(0, np.int64), *matching]))
         profile = self._profile() if "habit" in names else None
         for block in self.blocks:
             pairs = block.pairs.with_classes(classes)
@@ -253,7 +254,7 @@ def _strata(
     names: Sequence[NullName],
     never: Int64[np.ndarray, "own_class"],
 ) -> dict[NullName, Strata]:
-    """Group the visible pairs for each null. `never` has those of `SELF` and `OWN_WORD` that match in no row."""
+    """Group the visible pairs for each null. `never` has the classes from `NO_WORD` on that match in no row."""
     visible = block.visible(mask)
     shown = pairs if visible is None else pairs.select(visible[pairs.cell])
     result: dict[NullName, Strata] = {}
@@ -362,18 +363,21 @@ class ScanBlock:
 
     @cached_property
     def _is_ordinary_cell(self) -> Bool[np.ndarray, "cell"]:
-        is_ordinary = np.isin(self._classes, (OTHER, PUNCTUATION))
+        is_ordinary = np.isin(self._classes, (OTHER, PUNCTUATION, NO_WORD))
         cell, row = expand(self._row_start, self._row_start + self._row_length)
         return is_ordinary[self._first_key[row] + cell - self._row_start[row]]
 
     def ordinary_pairs(self, mask: LayerMask, half: Bool[np.ndarray, "sampled"]) -> OrdinaryPairs:
-        """Return the visible pairs of sampled examples whose tokens are neither sinks nor of the same word."""
+        """Return the visible pairs of sampled examples whose keys are ordinary tokens of another word."""
         example = self.matcher.evaluator.query.example[self._rows] - self.examples.start
         column = self.column[example]
         is_special = self.matcher.evaluator.query.values("special").data[self._rows]
         rows = np.flatnonzero((column >= 0) & ~is_special)
         pairs = self._of_rows(rows)
-        is_used, visible = self.is_ordinary(pairs) & ~np.isin(pairs.key_class, (SELF, OWN_WORD)), self.visible(mask)
+        is_used, visible = (
+            self.is_ordinary(pairs) & ~np.isin(pairs.key_class, (NO_WORD, SELF, OWN_WORD)),
+            self.visible(mask),
+        )
         if visible is not None:
             is_used &= visible[pairs.cell]
         in_half = half[column[rows][pairs.row[is_used]]].astype(np.int64)

@@ -266,6 +266,18 @@ def student_t_tail(t: Float[np.ndarray, "*n"], degrees: int) -> Float[np.ndarray
     return np.asarray(stdtr(degrees, -np.asarray(t, dtype=np.float64)))
 
 
+def upper_end(differences: Float[np.ndarray, "*head unit"]) -> Float[np.ndarray, "*head"]:
+    """Compute the upper end of the 95 % interval of a sum over units (Student's t); NaN below `MINIMUM_UNITS` units."""
+    from scipy.special import stdtrit
+
+    n_units = differences.shape[-1]
+    if n_units < MINIMUM_UNITS:
+        return np.full(differences.shape[:-1], np.nan)
+    total = differences.sum(axis=-1, dtype=np.float64)
+    error = np.sqrt(n_units * differences.var(axis=-1, ddof=1, dtype=np.float64))
+    return np.asarray(total + stdtrit(n_units - 1, 0.975) * error)
+
+
 def false_discovery_rate(p_values: Float[np.ndarray, "*head"]) -> Float[np.ndarray, "*head"]:
     """Compute Benjamini and Hochberg's adjusted p-values over all heads; NaN stays NaN and does not count.
 

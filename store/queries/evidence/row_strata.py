@@ -16,9 +16,10 @@ from ...patterns.regex import matching_texts
 from ...patterns.token_fields import TokenFields
 from ...schema.token_table import TokenTable
 
-FIRST, SPECIAL, PUNCTUATION, OTHER, SELF, OWN_WORD = range(6)
-"""Classes of keys. The row's own token and the other tokens of its word are two: many patterns always or never have them."""
-N_CLASSES = 6
+FIRST, SPECIAL, PUNCTUATION, OTHER, NO_WORD, SELF, OWN_WORD = range(7)
+"""Classes of keys. Tokens without a word, the row's own token and the other tokens of its word are three: many patterns
+always or never have them."""
+N_CLASSES = 7
 _MARKS = r"^[\pP\pS]+$"
 _OFFSET_LIMIT = 8
 _OFFSET_EDGES = np.array([9, 13, 17, 25, 33, 49, 65, 97, 129, 193, 257, 385, 513, 1025, 2049, 4097])
@@ -29,10 +30,15 @@ N_BINS = 2 * _SIDE + 1
 
 
 def key_classes(keys: TokenFields) -> Int64[np.ndarray, "key_token"]:
-    """Return the class of each key token of a segment: first, special, punctuation or other."""
+    """Return the class of each key token of a segment: first, special, punctuation, without a word, or other.
+
+    In a segment without any word no token is in the class of tokens without a word.
+    """
     text = keys.values("text")
     is_mark = np.append(matching_texts(_MARKS, text.texts) if text.texts else np.zeros(0, bool), False)
     classes = np.where(is_mark[text.data], PUNCTUATION, OTHER)
+    if (keys.table.word >= 0).any():
+        classes[keys.table.word < 0] = NO_WORD
     classes[keys.values("special").data] = SPECIAL
     classes[keys.position == 0] = FIRST
     return classes

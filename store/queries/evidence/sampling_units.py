@@ -14,7 +14,7 @@ from jaxtyping import Int64, Num
 from ...errors import NotFoundError
 from ...reading.snapshot import Snapshot
 from ...schema.token_table import Column
-from .resampling import RELIABLE_UNITS
+from .resampling import MINIMUM_UNITS, RELIABLE_UNITS
 
 EXAMPLE = "example"
 """Name of the unit if every example is one."""
@@ -32,6 +32,8 @@ class SamplingUnits:
     """Numbers of the examples in the store, ascending."""
     unit: Int64[np.ndarray, "example"]
     """Unit of each example, from 0. An example without a value is a unit of its own."""
+    n_without_value: int = 0
+    """Number of examples of the store without a value of the annotation."""
 
     def of(self, numbers: Num[np.ndarray, "row"]) -> Int64[np.ndarray, "row"]:
         """Return the unit of each of these examples, counted from 0 among the units that occur."""
@@ -46,8 +48,15 @@ class SamplingUnits:
         noun = f"{self.name}s" if n_units != 1 else self.name
         if self.name != EXAMPLE:
             noun = f"values of {self.name}" if n_units != 1 else f"value of {self.name}"
+        if self.n_without_value:
+            noun = (
+                f"units; the {self.n_without_value:,} examples of the store without a value of {self.name} are units of "
+                "their own"
+            )
         text = f"Sampling unit: {self.name} ({n_units:,} {noun})."
-        if n_units < RELIABLE_UNITS:
+        if n_units < MINIMUM_UNITS:
+            text += f" Fewer than {MINIMUM_UNITS} units: no p-values, and intervals are missing or very wide."
+        elif n_units < RELIABLE_UNITS:
             text += f" Fewer than {RELIABLE_UNITS} units: intervals and p-values are rough."
         return text
 
@@ -87,10 +96,10 @@ def sampling_units(store: Snapshot, name: str | None = None) -> SamplingUnits:
     if name == EXAMPLE:
         return SamplingUnits(EXAMPLE, numbers, singles)
     if name is not None:
-        return SamplingUnits(name, numbers, _codes(columns[name]))
+        return SamplingUnits(name, numbers, *_codes(columns[name]))
     candidates = {column: _codes(columns[column]) for column in UNIT_COLUMNS if column in columns}
-    column = default_unit({name: int(unit.max(initial=-1)) + 1 for name, unit in candidates.items()}, len(numbers))
-    return SamplingUnits(column, numbers, candidates.get(column, singles))
+    column = default_unit({name: int(unit.max(initial=-1)) + 1 for name, (unit, _) in candidates.items()}, len(numbers))
+    return SamplingUnits(column, numbers, *candidates.get(column, (singles, 0)))
 
 
 def default_unit(counts: Mapping[str, int], n_examples: int) -> str:
@@ -109,13 +118,14 @@ def _configured(store: Snapshot) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _codes(column: Column) -> Int64[np.ndarray, "example"]:
-    """Number the values of a column from 0; rows without a value get numbers of their own."""
+def _codes(column: Column) -> tuple[Int64[np.ndarray, "example"], int]:
+    """Number the values of a column from 0, and count the rows without a value: they get numbers of their own."""
     data = column.data
     is_missing = ~np.isfinite(data) if data.dtype.kind == "f" else data < 0
     if column.values is not None and "" in column.values:
         is_missing = is_missing | (data == column.values.index(""))
     unit = np.zeros(len(data), np.int64)
     values, unit[~is_missing] = np.unique(data[~is_missing], return_inverse=True)
-    unit[is_missing] = len(values) + np.arange(int(is_missing.sum()))
-    return unit
+    n_missing = int(is_missing.sum())
+    unit[is_missing] = len(values) + np.arange(n_missing)
+    return unit, n_missing

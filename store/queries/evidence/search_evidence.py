@@ -19,7 +19,7 @@ from ...reading.attention_rebuild import why_not_rebuilt
 from .baselines import ScoredSearch
 from .null_scan import MAX_WHOLE_PAIRS, NullScan, sample_examples
 from .nulls import KINDS, NULLS, Kind, NullName, is_fixed_offset, null_names, pattern_kind
-from .resampling import false_discovery_rate, p_above_zero, random_half, studentised_intervals
+from .resampling import false_discovery_rate, p_above_zero, random_half, studentised_intervals, upper_end
 from .sampling_units import SamplingUnits, sampling_units, unit_sums
 
 MINIMUM_ROWS = 30
@@ -27,6 +27,8 @@ RANK_UNITS = 8
 """With fewer rows or sampling units heads are reported but not ranked: they have no rank and no p-value."""
 SAME_OFFSET = 0.99
 """A pattern whose best fixed offset hits this share of its rows is an offset itself."""
+EXPLAINED = 1.1
+"""A null explains a head that is not above it if the head has, with 95 % confidence, at most so many times its mass."""
 _ROUNDING = 1e-6
 
 
@@ -36,8 +38,8 @@ class NullEvidence:
 
     name: NullName
     heads: xr.Dataset
-    """`expected` (mass, for ``offset`` hit rate, that the null expects), `above` (observed / expected), `p_value` (one-sided)
-    and `q_value`; dims (layer, head), float64. NaN where the null has nothing to compare with."""
+    """`expected` (mass, for ``offset`` hit rate, that the null expects), `above` (observed / expected), `above_high` (upper end
+    of its 95 % interval over units), `p_value` (one-sided) and `q_value`; dims (layer, head), float64. NaN where the null has nothing to compare with."""
     n_examples: int
     """Number of examples that were read."""
     n_units: int
@@ -48,6 +50,22 @@ class NullEvidence:
     def n_above(self) -> int:
         """Number of heads with a q-value below 0.05."""
         return int((self.heads["q_value"].to_numpy() < 0.05).sum())
+
+    @property
+    def is_explained(self) -> Bool[np.ndarray, "layer head"]:
+        """True for heads that are not above the null and, with 95 % confidence, have at most `EXPLAINED` times its mass."""
+        heads = self.heads
+        return np.asarray((heads["q_value"].to_numpy() >= 0.05) & (heads["above_high"].to_numpy() <= EXPLAINED))
+
+    @property
+    def n_explained(self) -> int:
+        """Number of heads that the null explains (`is_explained`)."""
+        return int(self.is_explained.sum())
+
+    @property
+    def n_undecided(self) -> int:
+        """Number of heads that are not above the null and may have more than it explains: there are too few data."""
+        return int((self.heads["q_value"].to_numpy() >= 0.05).sum()) - self.n_explained
 
 
 @dataclass(frozen=True)
@@ -270,7 +288,14 @@ class _Comparison:
         # the null may leave rows out: the expectation is given on the scale of the score of all rows
         score = self.result.heads["hit_rate" if name == "offset" else "mass"].to_numpy()
         scaled = np.divide(score, above, out=np.full(score.shape, np.nan), where=above > 0)
-        columns = {"expected": scaled, "above": above, "p_value": p_value, "q_value": false_discovery_rate(p_value)}
+        high = np.divide(upper_end(difference), awaited, out=np.full(seen.shape, np.nan), where=awaited > 0)
+        columns = {
+            "expected": scaled,
+            "above": above,
+            "above_high": 1 + high,
+            "p_value": p_value,
+            "q_value": false_discovery_rate(p_value),
+        }
         is_empty = self.supported.any() and not np.isfinite(p_value).any()
         note = "every key of a stratum matches, or none: nothing is left to compare with" if is_empty else ""
         return NullEvidence(name, _dataset(columns, self.result), len(numbers), difference.shape[-1], note)
@@ -278,5 +303,5 @@ class _Comparison:
     def nothing(self, name: NullName, note: str) -> NullEvidence:
         """Return a comparison without numbers, for a null that does not apply."""
         empty = np.full(self.result.heads["mass"].shape, np.nan)
-        columns: dict[str, np.ndarray] = dict.fromkeys(("expected", "above", "p_value", "q_value"), empty)
+        columns: dict[str, np.ndarray] = dict.fromkeys(("expected", "above", "above_high", "p_value", "q_value"), empty)
         return NullEvidence(name, _dataset(columns, self.result), 0, 0, note)

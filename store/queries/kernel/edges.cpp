@@ -279,7 +279,7 @@ bool add_hits(const CodeScan &scan, int64_t head) {
 EXPORTED int64_t headatlas_edge_scan_bytes() { return sizeof(EdgeScan) + sizeof(CodeScan); }
 
 // The version increases when the meaning of a call changes. Python does not use a library of another version.
-EXPORTED int64_t headatlas_edge_scan_version() { return 3; }
+EXPORTED int64_t headatlas_edge_scan_version() { return 4; }
 
 EXPORTED int headatlas_has_avx2() { return has_avx2(); }
 

@@ -1,4 +1,4 @@
-"""Compiled loops over stored edges and codes: their C structures, and loading of the library."""
+"""Compiled loops over stored edges and codes and over pairs of heads: their C structures, and loading of the library."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32, Float64
+
 from ...errors import ConfigError
 from ...files.compiled_library import library_path, load_installed, open_library
 
-_VERSION = 3
+_VERSION = 4
 """Version of the calls; the same number as in edges.cpp."""
 
 
@@ -65,6 +68,7 @@ class Library:
 
     scan_edges: Any
     scan_codes: Any
+    divergence: Any
     has_avx2: bool
     plain: bool = False
     """True to use no vector instructions."""
@@ -74,6 +78,23 @@ class Library:
         if isinstance(call, CodeScan):
             return self.scan_codes(ctypes.byref(call)) == 0
         return self.scan_edges(ctypes.byref(call), int(self.plain)) == 0
+
+    def add_divergence(
+        self,
+        result: Float64[np.ndarray, "head other_head"],
+        half: Float32[np.ndarray, "head cell"],
+        other_half: Float32[np.ndarray, "other_head cell"],
+    ) -> bool:
+        """Add the Jensen–Shannon divergence of each pair of heads over a block of cells; return False if it cannot.
+
+        `half` is half of each weight. If both are the same array, only pairs with other_head > head are added. All arrays
+        are contiguous.
+        """
+        entropy = np.empty(sum(result.shape))
+        pointers = (half.ctypes.data, other_half.ctypes.data)
+        sizes = (*result.shape, half.shape[1])
+        is_same = int(half is other_half)
+        return self.divergence(*pointers, *sizes, is_same, entropy.ctypes.data, result.ctypes.data) == 0
 
 
 def load(path: Path) -> Library:
@@ -93,10 +114,14 @@ def load(path: Path) -> Library:
             "headatlas_edge_scan_version": _VERSION,
         },
     )
-    scan, codes = library.headatlas_scan_edges, library.headatlas_scan_codes
+    scan, codes, divergence = (
+        getattr(library, f"headatlas_{name}") for name in ("scan_edges", "scan_codes", "add_divergence")
+    )
     scan.argtypes = [ctypes.POINTER(EdgeScan), ctypes.c_int]
     codes.argtypes = [ctypes.POINTER(CodeScan)]
-    return Library(scan, codes, bool(library.headatlas_has_avx2()))
+    pointer = ctypes.c_void_p
+    divergence.argtypes = [pointer, pointer, *[ctypes.c_int64] * 3, ctypes.c_int, pointer, pointer]
+    return Library(scan, codes, divergence, bool(library.headatlas_has_avx2()))
 
 
 def installed_path() -> Path | None:

@@ -89,6 +89,13 @@ def test_columns_that_cannot_be_correlated_are_refused(share_store):
         correlate_pairs(share_store, result, "job")
     with pytest.raises(NotFoundError, match="no annotation 'women'"):
         correlate_pairs(share_store, result, "women")
+    numbers = share_store.example_numbers().tolist()
+    for name, values, message in (
+        ("none", {numbers[0]: 1.0}, "none has no number in the [0-9]+ compared pairs"),
+        ("equal", dict.fromkeys(numbers, 0.5), "equal has the same value, 0.5, in the [0-9]+ compared pairs"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            correlate_pairs(share_store.annotate(name, values), result, name)
     with pytest.raises(NotFoundError, match=r"no head 0\.7"):
         correlate_pairs(share_store, result, "share").scatter(0, 7)
 

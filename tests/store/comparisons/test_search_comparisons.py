@@ -111,7 +111,8 @@ def test_groups_have_their_own_masses_and_a_test_between_them(traced):
         split_by(search(store, OTHER), "genre", ["news", "poem"])
     with pytest.raises(NotFoundError, match="no annotation 'gender'"):
         split_by(search(store, OTHER), "gender")
-    with pytest.raises(ConfigError, match="1 different values"):
+    assert split_by(search(store, OTHER), "genre", ["blog", "news", "blog"]).labels == ("blog", "news")
+    with pytest.raises(ConfigError, match="genre has only the value 'news' in the 20 examples"):
         split_by(search(store, f"{OTHER} and example.genre == 'news'"), "genre")
 
 
@@ -134,6 +135,36 @@ def test_the_mass_of_examples_is_correlated_with_their_number(traced):
     assert by_share.n_units == 10
     with pytest.raises(ConfigError, match="genre is text; expected numbers"):
         correlate(search(store, PATTERN), "genre")
+
+
+@pytest.mark.parametrize(
+    ("condition", "unit", "message"),
+    [
+        ("query.position > 99", None, "share has no number in the 0 examples"),
+        ("example.share == 0.5", None, "share has the same value, 0.5, in the 4 examples"),
+        ("example.block == 1 and example.genre == 'blog'", None, "share has one number in the 2 examples"),
+        ("query.position > 0", "half", "share has the same mean in each of the 2 sampling units"),
+    ],
+)
+def test_numbers_that_cannot_be_correlated_are_refused_with_the_reason(traced, condition, unit, message):
+    store, _ = traced
+    if unit:  # both units have the shares 0.1, 0.1 and 0.3, 0.3
+        units = {i: i // 10 for i, share in enumerate(SHARES) if i // 10 in (1, 2)}
+        store = store.annotate("half", units)
+        condition += " and (example.half == 1 or example.half == 2)"
+    with pytest.raises(ConfigError, match=message):
+        correlate(search(store, f"{PATTERN} and {condition}"), "share", unit)
+
+
+def test_groups_that_are_too_small_for_a_test_are_named(traced):
+    store, _ = traced
+    rare = store.annotate("rare", {i: "few" if i < 4 else "many" for i in range(N)})
+    split = split_by(search(rare, OTHER), "rare")
+    assert split.few == ("few",)
+    assert np.isnan(split.heads["p_value"]).all()
+    result = CliRunner().invoke(app, ["search", str(store.path), OTHER, "--split", "rare"], env={"COLUMNS": "140"})
+    assert "No test: fewer than 5 sampling units have the value few." in result.output
+    assert "No test" not in CliRunner().invoke(app, ["search", str(store.path), OTHER, "--split", "genre"]).output
 
 
 def test_the_command_prints_every_comparison(traced):

@@ -5,6 +5,7 @@ The tests read the numbers of a picture from its text mirror and compare them wi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +66,8 @@ def test_ranked_heads_show_their_interval_and_both_baselines(page: Page, url: st
     assert low <= table.loc[(0, 1), "mass"] <= high
     page.get_by_text("grey: not above uniform attention").wait_for()
     assert page.locator(".hr.below").count() == int((table["q_uniform"] >= 0.05).sum())
+    page.locator(".hr.below").first.hover()
+    page.get_by_text(re.compile("Explained by uniform attention: at most|Undecided, too few data: up to")).wait_for()
     assert f"{result.evidence.null.n_above} above uniform attention" in page.get_by_role("status").first.inner_text()
 
 

@@ -1,5 +1,6 @@
 """The nulls of a search compared with loops over rows, keys and labels, at sites of every kind."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -220,6 +221,35 @@ def test_other_tokens_of_the_word_do_not_count_where_they_cannot_match(tmp_path)
     # A pattern that names the tokens of the word itself is compared with other words.
     observed, expected = scan(Traced(store, {}, {}), store.site(), "same_word", "labels")["labels"]
     assert (observed > 5 * expected).all()
+
+
+def test_tokens_without_a_word_do_not_count_where_they_cannot_match(tmp_path):
+    """A head that looks at tokens between the words knows nothing of labels, and is neither above nor below a null."""
+
+    def table_of(part):
+        table = tree_table(part, lambda *_: 2)
+        word = table.word.copy()
+        word[(word % 3 == 1) & (table.flags > 1)] = -1  # the second tokens of some words
+        return dataclasses.replace(
+            table, word=word, flags=np.where(word == table.word, table.flags, 0).astype(np.uint8)
+        )
+
+    def attention_of(tokens):
+        weights = np.full((1, 1, len(tokens), len(tokens)), 0.01)
+        weights[..., (tokens.word < 0) & ~tokens.special] = 1
+        return weights / weights.sum(axis=-1, keepdims=True)
+
+    trees = [[(-1, "root"), *[(0, "dep")] * 7]] * 12
+    store, _ = write_trees(tmp_path / "store", [trees], attention_of, table_of, n_layers=1, n_heads=1)
+    assert ((store.segments[0].tokens().word < 0) & ~store.segments[0].tokens().special).sum() == 12 * 3
+    labels = {i: list(np.random.default_rng(i).permutation(list("xxyyzzvv"))) for i in range(12)}
+    store = store.annotate("label", labels, kind="word")
+    text = "key.label == query.label and key.word != query.word"
+    for name, (observed, expected) in scan(
+        Traced(store, {}, {}), store.site(), text, "labels", "matched", "habit", "sink_free"
+    ).items():
+        assert expected.sum() > 0
+        np.testing.assert_allclose(observed, expected, rtol=1e-4, err_msg=name)
 
 
 def test_words_are_compared_as_words(stores):

@@ -30,7 +30,8 @@ def test_the_coarsest_annotation_is_the_unit(stored):
     assert sampling_units(store).name == "document"
     assert sampling_units(store, "pair").name == "pair"
     assert sampling_units(store, "example").unit.tolist() == list(range(N))
-    assert "Fewer than 20 units" in sampling_units(store).describe(3)
+    assert "Fewer than 20 units: intervals and p-values are rough" in sampling_units(store).describe(5)
+    assert "Fewer than 5 units: no p-values" in sampling_units(store).describe(4)
     assert "Fewer" not in sampling_units(store).describe(20)
     with pytest.raises(NotFoundError, match=r"no annotation 'shade'.*pair, document, template"):
         sampling_units(store, "shade")
@@ -38,9 +39,12 @@ def test_the_coarsest_annotation_is_the_unit(stored):
 
 def test_examples_without_a_value_are_units_of_their_own(stored):
     store = stored.annotate("window_of", {0: "a", 1: "a", 3: "b", 4: "b"})
-    unit = sampling_units(store, "window_of").unit
+    units = sampling_units(store, "window_of")
+    unit = units.unit
     assert unit[0] == unit[1] != unit[3] == unit[4]
     assert len(set(unit.tolist())) == N - 2
+    expected = f"({N - 2} units; the {N - 4} examples of the store without a value of window_of are units of their own)"
+    assert expected in units.describe(N - 2)
 
 
 def test_the_job_names_the_unit(stored, monkeypatch):

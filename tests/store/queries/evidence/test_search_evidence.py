@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from slow_search import CONDITIONS, SITES, slow_search, visible
 from traced_corpus import make_site, make_store
 
+from headatlas.store.commands.tables import null_text
 from headatlas.store.errors import ConfigError
 from headatlas.store.queries.evidence.baselines import MAX_OFFSET, OFFSETS
 from headatlas.store.queries.evidence.resampling import random_half
@@ -138,6 +140,27 @@ def test_only_a_head_that_follows_no_offset_is_significant(tmp_path, monkeypatch
         assert column[0] < 1e-3, name
         assert (column[1:] > 0.05).all(), name
     assert ((ranked["mass_low"] <= ranked["mass"]) & (ranked["mass"] <= ranked["mass_high"])).all()
+
+
+def test_heads_that_are_not_above_are_explained_or_undecided(tmp_path):
+    """The null explains heads that attend at random if there are many rows; with one row a text one is undecided."""
+    store = make_store(tmp_path / "store", lengths=((12,) * 40,) * 5).store
+    states = []
+    for pattern in ("next_token", "next_token and query.position == 3"):
+        result = search(store, pattern)
+        null = compute_evidence(result, nulls=["uniform"], minimum_rows=5).null
+        expected = result.baselines.uniform_without_special[:, None]
+        differences = result.example_sums - expected
+        total = expected.sum(axis=-1)
+        high = stats.t.interval(0.95, 199, differences.mean(axis=-1), stats.sem(differences, axis=-1))[1]
+        np.testing.assert_allclose(null.heads["above_high"], 1 + 200 * high / total, rtol=1e-6)
+        assert (null.heads["above_high"] > null.heads["above"]).all()
+        assert null.n_above + null.n_explained + null.n_undecided == null.heads["q_value"].size
+        states.append((null.n_explained, null.n_undecided))
+        assert f"It explains {null.n_explained} of the others" in null_text(null)
+        assert f"{null.n_undecided} are undecided" in null_text(null)
+    assert states[0] == (6, 0)
+    assert states[1][1] > 0
 
 
 def test_few_rows_are_reported_and_not_ranked(stores):
