@@ -119,3 +119,9 @@ def test_the_first_queries_of_the_readme_are_above_their_nulls(minilm_dir, tmp_p
         assert table[f"q_{null}"].iloc[0] < 0.001
         rows = heads_frame(result, ViewState(), stale=False)["rows"]
         assert (rows[0]["head"], rows[0]["q"] < 0.05) == (".".join(map(str, head)), True)
+    # Two heads that look at many matches are grey, and rightly: they look as much at other keys at the same places.
+    for pattern, head in (('dependent_of(relation="aux")', "4.9"), ('dependents_of(relation="amod")', "2.0")):
+        result = store.search(pattern)
+        row = next(row for row in heads_frame(result, ViewState(), stale=False)["rows"] if row["head"] == head)
+        assert row["mass"] > 1.5 * row["baseline"]
+        assert (row["q"] >= 0.05, row["is_explained"]) == (True, True)

@@ -38,7 +38,7 @@ def test_search_json_has_the_documented_shape(traced):
     assert len(output["heads"]) == 6
     keys = ["layer", "head", "mass", "hit_rate", "baseline", "lift", "rows", "examples"]
     keys += ["mass_low", "mass_high", "offset_baseline", "offset_lift", "expected_uniform", "above_uniform"]
-    keys += ["p_uniform", "q_uniform", "rank"]
+    keys += ["above_high_uniform", "p_uniform", "q_uniform", "rank"]
     assert all(list(head) == keys for head in output["heads"])
     masses = [head["mass"] for head in output["heads"]]
     assert masses == sorted(masses, reverse=True)
