@@ -136,8 +136,13 @@ def _is_finished(future: Future, stop: Callable[[], bool]) -> bool:
 
 
 def run_packed(packed: bytes, task: Any) -> Any:
-    """Run one task in another process."""
-    return _unpack(packed)(task)
+    """Run one task in another process. The tasks of a set share one function, with what it has loaded."""
+    with _unpacking:
+        function = _unpack(packed)
+    return function(task)
+
+
+_unpacking = threading.Lock()
 
 
 class _Pickler(pickle.Pickler):
