@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headatlas.store.schema.traces import Keep
-from tools.gpu_roofline import H100, KEEPS, SHAPES, bound, is_served_by_kernel, with_table
+from tools.gpu_roofline import H100, KEEPS, SHAPES, batch_bound, is_served_by_kernel, with_table
 
 
 def test_the_page_has_the_tables_of_the_script(repository):
@@ -17,18 +17,18 @@ def test_sizes_are_those_of_the_arrays():
     llama = SHAPES[-1]
     codes = 2 * 32 * 32 * 4096 * 4097 // 2
     only_codes = Keep(attention="sqrt8", query_key=None, edges=None, statistics=False)
-    assert bound(llama, only_codes, H100).pcie_bytes == codes
+    assert batch_bound(llama, only_codes, H100).pcie_bytes == codes
     vectors = 2 * 4096 * 32 * (32 + 8) * 128 * 2
     logsumexp = 2 * 4096 * 32 * 32 * 4
-    result = bound(llama, KEEPS["query, key"], H100)
+    result = batch_bound(llama, KEEPS["query, key"], H100)
     assert result.pcie_bytes == vectors + logsumexp
     assert 2 * 7e9 * 8192 < result.flops < 1.3 * 2 * 8e9 * 8192
 
 
 def test_a_job_that_keeps_more_is_not_faster():
     for shape in SHAPES:
-        shares = [bound(shape, KEEPS[name], H100).share(written=True) for name in KEEPS]
+        shares = [batch_bound(shape, KEEPS[name], H100).share(written=True) for name in KEEPS]
         everything, long, edges, *_ = shares
         assert 0 < everything < long < edges <= 1
-        assert all(bound(shape, keep, H100).share(written=False) <= 1 for keep in KEEPS.values())
+        assert all(batch_bound(shape, keep, H100).share(written=False) <= 1 for keep in KEEPS.values())
     assert not is_served_by_kernel(KEEPS['preset = "exact"'])
