@@ -46,11 +46,11 @@ class Client(Protocol):
         """Schedule ``fn(*args)`` and return its future."""
 
 
-_connect: ContextVar[Callable[[], Client] | None] = ContextVar("connect", default=None)
+_connect: ContextVar[Callable[[], Client | None] | None] = ContextVar("connect", default=None)
 
 
 @contextmanager
-def tasks_on(connect: Callable[[], Client]) -> Iterator[None]:
+def tasks_on(connect: Callable[[], Client | None]) -> Iterator[None]:
     """Run the tasks of the block on the workers of a client. `connect` is called for each set of tasks."""
     token = _connect.set(connect)
     try:
