@@ -64,10 +64,11 @@ gpu-check: .venv/.dev  ## check the GPU path within nine minutes, without a netw
 check-definitions: .venv/.dev  ## compare every statistic and score with slow loops (ARGS="--all": every sentence of EWT dev)
 	$(PY) -m tools.check_definitions $(ARGS)
 
-docs: .venv/.dev  ## generate docs/cli.md, docs/patterns.md with its pictures, and the tables of docs/gpu.md
+docs: .venv/.dev  ## generate docs/cli.md, docs/patterns.md with its pictures, and the tables of docs/gpu.md and docs/scale.md
 	$(PY) tools/cli_reference.py docs/cli.md
 	$(PY) -m tools.patterns_page docs/patterns.md
 	$(PY) -m tools.gpu_roofline docs/gpu.md
+	$(PY) -m tools.scale_page docs/scale.md
 
 models: .venv/.dev  ## generate docs/models.md: capture a small model of every architecture, compare it with eager attention
 	$(PY) -m tools.models_page docs/models.md

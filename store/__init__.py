@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .patterns import Pattern as Pattern
     from .queries.pattern_search import SearchResult as SearchResult
     from .reading.example import Example as Example
+    from .reading.ordered_tasks import tasks_on as tasks_on
     from .store import Store as Store
     from .store import open_store as open_store
 
@@ -24,9 +25,10 @@ _MODULES = {
     "SearchResult": "queries.pattern_search",
     "Store": "store",
     "open_store": "store",
+    "tasks_on": "reading.ordered_tasks",
 }
 
-__all__ = ["Example", "HeadAtlasError", "Pattern", "SearchResult", "Store", "open_store"]
+__all__ = ["Example", "HeadAtlasError", "Pattern", "SearchResult", "Store", "open_store", "tasks_on"]
 
 
 def __getattr__(name: str) -> Any:

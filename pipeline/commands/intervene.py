@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from headatlas.store.commands.cluster import shares_tasks
 from headatlas.store.commands.options import AsCsv, AsJson, SiteName, Top
 
 from .run import MaxOption, SampleOption, SetOption, with_selection
@@ -35,6 +36,7 @@ N_LISTED = 10
 
 
 @app.command(rich_help_panel="Pipeline")
+@shares_tasks
 def intervene(
     job_or_store: JobArgument,
     action: Annotated[

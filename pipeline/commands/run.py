@@ -7,18 +7,20 @@ import sys
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from headatlas.store.commands.cluster import ClusterTarget, InsecureCluster, Workers, cluster_options
 from headatlas.store.commands.options import AsJson, IgnoreSpace
+from headatlas.store.files.locations import is_url, location_text
 from headatlas.store.schema.omissions import Omission, Omissions, count_by_reason
 from headatlas.store.schema.renamed import read_renamed
 
 if TYPE_CHECKING:
     from ..config import JobConfig
     from ..job.prepared_job import Job
+    from ..job.resources.device_rates import ScaleProjection
     from ..job.resources.job_projection import JobProjection
     from ..job.resources.machine import Machine
 
@@ -131,7 +133,7 @@ def run(
         )
     except KeyboardInterrupt:
         display.close()
-        stores = ", ".join(str(job.store.path) for job in jobs)
+        stores = ", ".join(location_text(job.store.path) for job in jobs if job.store.path is not None)
         print(
             f"\nheadatlas: interrupted. Every committed segment is in {stores}. Run the same command again to resume.",
             file=sys.stderr,
@@ -164,15 +166,35 @@ def plan(
             "--measure", metavar="N", min=0, help="Capture N examples to measure the bytes on disk; 0 estimates them."
         ),
     ] = 192,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", metavar="N", min=1, help="Show the time on N workers of a cluster.", show_default=False
+        ),
+    ] = None,
+    device: Annotated[
+        Literal["a100", "h100", "h200"] | None,
+        typer.Option(
+            "--device",
+            help="Device of each worker, whose time is computed from shapes and data sheets; default this machine, timed.",
+            show_default=False,
+        ),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option("--price", metavar="PER_HOUR", min=0, help="Price of a worker for an hour.", show_default=False),
+    ] = None,
 ) -> None:
     """Show the size of a job: examples, tokens, segments, bytes on disk by array, memory and time. Writes no store.
 
     Example: [bold]headatlas plan demo --set keep.query_key=none[/bold]
+
+    On eight workers: [bold]headatlas plan smollm2 --workers 8 --device h100 --price 3[/bold]
     """
     from headatlas.store.errors import ConfigError
 
     from ..job.prepared_job import prepare_job
-    from ..job.projection import project_job
+    from ..job.projection import project_job, project_on_workers
     from ..job.resources.machine import read_machine
     from ..tokens.corpus_encoding import open_corpus
 
@@ -184,13 +206,18 @@ def plan(
             config_of_model = config_of_model.on_device(config_of_model.run.devices[0])
         job = prepare_job(config_of_model, corpus=corpus, extend=extend)
         if not job.segments:
-            raise ConfigError(f"{job.path} has all examples of the corpus; --extend has nothing to add.")
+            raise ConfigError(f"{location_text(job.path)} has all examples of the corpus; --extend has nothing to add.")
         machine = read_machine(job.loaded.model.device, job.path)
         projection = project_job(job, timed, measure)
+        scale = None
+        if workers is not None or device is not None or price is not None:
+            scale = project_on_workers(job, projection, workers or 1, device, price)
         if as_json:
-            results.append(_projection_json(projection, job, machine))
+            results.append(_projection_json(projection, job, machine, scale))
         else:
             _print_projection(projection, job, machine)
+            if scale is not None:
+                print("\n".join(scale.lines()))
     if as_json:
         _print_json(results)
 
@@ -213,9 +240,11 @@ def _print_json(results: list[dict[str, Any]]) -> None:
     print(json.dumps(results[0] if len(results) == 1 else results, indent=1))
 
 
-def _projection_json(projection: JobProjection, job: Job, machine: Machine) -> dict[str, Any]:
+def _projection_json(
+    projection: JobProjection, job: Job, machine: Machine, scale: ScaleProjection | None
+) -> dict[str, Any]:
     return {
-        "store": str(job.path),
+        "store": location_text(job.path),
         "model": job.loaded.identity.name,
         "n_skipped": len(job.skipped),
         "n_quarantined": job.n_quarantined,
@@ -224,10 +253,11 @@ def _projection_json(projection: JobProjection, job: Job, machine: Machine) -> d
         **asdict(projection),
         "raw_bytes": projection.raw_bytes,
         "stored_bytes": projection.stored_bytes,
-        "n_files": projection.n_files,
+        "n_files": projection.n_files(in_folder=not is_url(job.path)),
         "peak_bytes": projection.peak_bytes,
         "machine": asdict(machine),
         "limits": list(projection.limits(machine)),
+        "scale": None if scale is None else scale.to_json(),
     }
 
 
@@ -246,9 +276,10 @@ def _print_projection(projection: JobProjection, job: Job, machine: Machine) -> 
     console = Console()
     tokens = ", ".join(f"{count:,} {name} tokens" for name, count in projection.n_tokens.items())
     sites = "; ".join(f"{site.name}: {site.n_layers} layers x {site.n_heads} heads" for site in job.spec.sites)
-    console.print(f"[bold]{job.loaded.identity.name}[/bold] ({sites}) → {job.path}", highlight=False)
+    n_files = projection.n_files(in_folder=not is_url(job.path))
+    console.print(f"[bold]{job.loaded.identity.name}[/bold] ({sites}) → {location_text(job.path)}", highlight=False)
     console.print(
-        f"{projection.n_examples:,} examples, {tokens}, in {projection.n_segments} segments ({projection.n_files:,} files) and "
+        f"{projection.n_examples:,} examples, {tokens}, in {projection.n_segments} segments ({n_files:,} files) and "
         f"{projection.n_batches} batches ("
         f"{projection.wasted_tokens:.1%} of computed tokens are padding)",
         highlight=False,

@@ -6,19 +6,23 @@ The steps are functions with a record each: `open_subject` (model and corpus), `
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float64
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.reading.ordered_tasks import current_client, run_in_order
 from headatlas.store.store import Store
 
 from ..progress import Event, Stage, format_seconds, plural
@@ -27,6 +31,7 @@ from .controls import Heads, control_sets, group_controls, weigh
 from .intervention import N_EXACT, Intervention
 from .kept_effects import check_kept, check_names, keep_effects
 from .passes import OnBatch
+from .prefix import Prefix
 from .request import Request, key_groups, parse_targets
 from .subject import Subject, open_subject
 from .subjects.stored_job import InterventionJob, open_job
@@ -225,12 +230,12 @@ def run_sweep(
         share = unfinished.results.is_done.mean()
         on_event(Stage(f"continuing an interrupted run, of which {share:.0%} is done"))
     try:
-        passes.sweep(
-            [variants[row] for row in exact],
-            unfinished.results,
-            progress.begin((len(exact) + 1) * len(passes.usable(variants))),
-            unfinished.save,
-        )
+        exact_variants = [variants[row] for row in exact]
+        count = progress.begin((len(exact) + 1) * len(passes.usable(variants)))
+        if current_client() is None:
+            passes.sweep(exact_variants, unfinished.results, count, unfinished.save)
+        else:
+            _sweep_on_workers(subject, request, exact_variants, unfinished, count)
     except BaseException:  # Ctrl-C and every other end
         unfinished.save(at_once=True)
         raise
@@ -243,6 +248,52 @@ def run_sweep(
         results = replace(SweepResults.empty(len(variants), n_examples), effects=estimates)
     yield results, agreement
     unfinished.remove()
+
+
+def _sweep_on_workers(
+    subject: Subject, request: Request, variants: Sequence[Variant], unfinished: UnfinishedSweep, on_batch: OnBatch
+) -> None:
+    """Fill in what the results of a sweep lack. One batch of examples is a task of the cluster."""
+    results = unfinished.results
+    batches = []
+    for indices in subject.passes.batches(variants):
+        if results.is_done[:, indices].all():
+            on_batch(len(indices), len(variants) + 1)
+        else:
+            batches.append(indices)
+    sweep = _WorkerSweep(subject.job, request, variants, len(results.is_done[0]), torch.get_num_threads())
+    for indices, of_batch in run_in_order(sweep, batches):
+        results.join(of_batch, indices)
+        unfinished.save()
+        on_batch(len(indices), len(variants) + 1)
+
+
+@dataclass(frozen=True)
+class _WorkerSweep:
+    """A sweep in a worker, which loads model and corpus with the first batch."""
+
+    job: InterventionJob
+    request: Request
+    variants: Sequence[Variant]
+    n_examples: int
+    n_threads: int
+    """Number of torch threads of the client. Another number could change the last bits of an effect."""
+
+    def __call__(self, indices: list[int]) -> SweepResults:
+        with _model_lock:
+            torch.set_num_threads(self.n_threads)
+            results, passes = SweepResults.empty(len(self.variants), self.n_examples), self._subject.passes
+            prefix = None if passes.eager else Prefix(passes.model, passes.sites, passes.site.name)
+            passes.sweep_batch(indices, self.variants, results, prefix=prefix)
+        return results
+
+    @cached_property
+    def _subject(self) -> Subject:
+        return open_subject(self.job, self.request)
+
+
+_model_lock = threading.Lock()
+"""A model of this process runs one pass at a time: the threads of a worker share it."""
 
 
 def weigh_sweep(

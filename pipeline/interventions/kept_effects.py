@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.installed_packages import installed_version
+from headatlas.store.files.locations import is_url
 from headatlas.store.store import Store, open_store
 
 from .intervention import Intervention
@@ -34,14 +35,14 @@ def check_names(job: InterventionJob, names: Sequence[str]) -> Store:
     """
     if isinstance(job, StoredJob):
         store = job.store.refresh()
-        store.path  # noqa: B018  # raises an error for a URL
     else:
         path = job.store.path
-        if path is None or not path.is_dir():
+        if path is None or not (is_url(path) or path.is_dir()):
             raise ConfigError(
                 f"the job has no store at {path}; run it first, or name its store with --set store.path=STORE"
             )
         store = open_store(path)
+    store.path  # noqa: B018  # raises an error for a URL
     for name in names:
         if name in store.statistic_names():
             raise ConfigError(f"{store.location} has a statistic {name!r} already; choose another name for --keep")

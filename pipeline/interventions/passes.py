@@ -145,34 +145,50 @@ class Passes:
         `on_results` is called after each pass. Equal variants form equal batches, so results that continue others equal
         those of one run.
         """
-        layers = LayerIndex(self.sites, self.site.name)
         prefix = Prefix(self.model, self.sites, self.site.name) if reuse_prefix and self.eager is None else None
+        for indices in self.batches(variants):
+            if results.is_done[:, indices].all():
+                on_batch(len(indices), len(variants) + 1)
+            else:
+                self.sweep_batch(indices, variants, results, on_batch, on_results, prefix)
+
+    def batches(self, variants: Sequence[Variant]) -> Iterator[list[int]]:
+        """Iterate over the indices of the examples of each batch of a sweep."""
+        n_of_layer = max(Counter(variant.first_layer for variant in variants).values(), default=1)
+        return self._batches(self.usable(variants), n_of_layer)
+
+    @torch.no_grad()
+    def sweep_batch(
+        self,
+        indices: list[int],
+        variants: Sequence[Variant],
+        results: SweepResults,
+        on_batch: OnBatch = lambda n_examples, n_variants: None,
+        on_results: Callable[[], None] = lambda: None,
+        prefix: Prefix | None = None,
+    ) -> None:
+        """Run the model with each variant on one batch of `batches`; see `sweep`."""
+        layers = LayerIndex(self.sites, self.site.name)
         order = sorted(range(len(variants)), key=lambda v: variants[v].first_layer)
-        with torch.no_grad():
-            n_of_layer = max(Counter(variant.first_layer for variant in variants).values(), default=1)
-            for indices in self._batches(self.usable(variants), n_of_layer):
-                if results.is_done[:, indices].all():
-                    on_batch(len(indices), len(variants) + 1)
-                    continue
-                inputs, context, before = self._without(indices, layers, prefix, variants)
-                on_batch(len(indices), 1)
-                n_together = self._n_variants(inputs)
-                start = 0
-                while start < len(order):
-                    first_layer = variants[order[start]].first_layer
-                    group = [v for v in order[start : start + n_together] if variants[v].first_layer == first_layer]
-                    try:
-                        if not results.is_done[np.ix_(group, indices)].all():
-                            self._effects(inputs, context, variants, group, before, layers, prefix, results)
-                    except Exception as error:
-                        if len(group) == 1 or not is_out_of_memory(error):
-                            raise
-                        n_together = len(group) // 2
-                        release_memory(self.model.device)
-                        continue
-                    on_results()
-                    on_batch(len(indices), len(group))
-                    start += len(group)
+        inputs, context, before = self._without(indices, layers, prefix, variants)
+        on_batch(len(indices), 1)
+        n_together = self._n_variants(inputs)
+        start = 0
+        while start < len(order):
+            first_layer = variants[order[start]].first_layer
+            group = [v for v in order[start : start + n_together] if variants[v].first_layer == first_layer]
+            try:
+                if not results.is_done[np.ix_(group, indices)].all():
+                    self._effects(inputs, context, variants, group, before, layers, prefix, results)
+            except Exception as error:
+                if len(group) == 1 or not is_out_of_memory(error):
+                    raise
+                n_together = len(group) // 2
+                release_memory(self.model.device)
+                continue
+            on_results()
+            on_batch(len(indices), len(group))
+            start += len(group)
 
     def estimate(
         self, variants: Sequence[Variant], on_batch: OnBatch = lambda n_examples, n_variants: None, *, seed: int = 0

@@ -45,6 +45,7 @@ Edges = Callable[[int], Bool[np.ndarray, "query key"]]
 class Subject:
     """A model and the examples of a corpus, ready for an intervention."""
 
+    job: InterventionJob
     loaded: LoadedModel
     action: Action
     """The requested action; that of `mean` is still without means."""
@@ -137,7 +138,17 @@ def open_subject(
     )  # fmt: skip
     notes = tuple(filter(None, [batch_check.note(type(loaded.model).__name__), *material.notes]))
     return Subject(
-        loaded, action, unit, passes, examples, rows.n_rows, left_out, material.n_not_encoded, material.corpus, notes
+        job,
+        loaded,
+        action,
+        unit,
+        passes,
+        examples,
+        rows.n_rows,
+        left_out,
+        material.n_not_encoded,
+        material.corpus,
+        notes,
     )
 
 

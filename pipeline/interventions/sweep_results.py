@@ -79,6 +79,15 @@ class SweepResults:
             self._add_tokens(variants, examples, changes, lengths)
         self.is_done[rows] = True
 
+    def join(self, other: SweepResults, examples: Sequence[int]) -> None:
+        """Take over the results of some examples from results of the same variants and examples."""
+        if other.of_layers.shape[2] and not self.of_layers.shape[2]:
+            self.of_layers = np.full(other.of_layers.shape, np.nan, np.float32)
+        for name in ("effects", "is_done", "of_layers"):
+            getattr(self, name)[:, examples] = getattr(other, name)[:, examples]
+        for variant in range(len(self.effects)):
+            self._rank_tokens(variant, self._ranked(variant) | other._ranked(variant))
+
     def _add_tokens(
         self,
         variants: Sequence[int],
@@ -88,23 +97,26 @@ class SweepResults:
     ) -> None:
         n_hidden = max(lengths) - changes.shape[2]  # the first token is not predicted
         for variant, of_variant in zip(variants, changes, strict=True):
-            ranked = zip(
-                self.token_example[variant].tolist(),
-                self.token_position[variant].tolist(),
-                self.token_change[variant].tolist(),
-                strict=True,
-            )
-            largest = {(example, position): change for example, position, change in ranked if np.isfinite(change)}
+            largest = self._ranked(variant)
             for example, length, of_example in zip(examples, lengths, of_variant, strict=True):
                 values = of_example[: max(0, length - n_hidden)]
                 for i in np.argsort(-values, kind="stable")[:N_TOKENS].tolist():
                     largest[example, i + n_hidden] = float(values[i])
-            entries = sorted(((change, *token) for token, change in largest.items()), key=lambda e: (-e[0], *e[1:]))
-            entries = entries[:N_TOKENS]
-            for rank, (change, example, position) in enumerate(entries):
-                self.token_change[variant, rank] = change
-                self.token_example[variant, rank] = example
-                self.token_position[variant, rank] = position
+            self._rank_tokens(variant, largest)
+
+    def _ranked(self, variant: int) -> dict[tuple[int, int], float]:
+        """Return the largest changes of a variant by example and position."""
+        tokens = zip(self.token_example[variant].tolist(), self.token_position[variant].tolist(), strict=True)
+        changes = zip(tokens, self.token_change[variant].tolist(), strict=True)
+        return {token: change for token, change in changes if np.isfinite(change)}
+
+    def _rank_tokens(self, variant: int, changes: dict[tuple[int, int], float]) -> None:
+        """Keep the largest of some changes."""
+        entries = sorted(((change, *token) for token, change in changes.items()), key=lambda e: (-e[0], *e[1:]))
+        for rank, (change, example, position) in enumerate(entries[:N_TOKENS]):
+            self.token_change[variant, rank] = change
+            self.token_example[variant, rank] = example
+            self.token_position[variant, rank] = position
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from headatlas.store.errors import BudgetError, ConfigError
 from headatlas.store.files.drafts import check_free_space
-from headatlas.store.files.locations import location_text
+from headatlas.store.files.locations import location_text, open_source
 from headatlas.store.files.manifest import Dropped, SegmentEntry, left_out_of, read_manifest
 from headatlas.store.schema.omissions import Omissions
 from headatlas.store.writing.extension import extend_store
@@ -173,15 +173,15 @@ def execute_job(
 
 def report_job(path: Path, n_written: int, n_quarantined: int, start_time: float, on_event: Listener) -> JobReport:
     """Report a job whose segments are written, from the newest manifest. `start_time` is one of `time.monotonic`."""
-    manifest, _ = read_manifest(path)
+    manifest, _ = read_manifest(open_source(path))
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
     seconds = time.monotonic() - start_time
     left_out = left_out_of(manifest)
     n_examples = sum(entry.n_examples for entry in manifest.segments)
     n_missing = manifest.n_segments_planned - len(manifest.segments) - len(manifest.dropped)
-    on_event(JobDone(str(path), n_examples, n_bytes, seconds, left_out, n_missing=n_missing))
+    on_event(JobDone(location_text(path), n_examples, n_bytes, seconds, left_out, n_missing=n_missing))
     return JobReport(
-        str(path),
+        location_text(path),
         n_examples,
         len(manifest.segments),
         n_written,

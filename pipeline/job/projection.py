@@ -7,6 +7,8 @@ import time
 import numpy as np
 import torch
 
+from headatlas.store.errors import ConfigError
+
 from ..calls.segment_buffers import SegmentBuffers
 from ..capture.collector import TraceCollector
 from ..capture.eager import forwarding
@@ -16,6 +18,7 @@ from ..reduce.torch_reduction import DEVICE_TILE_WEIGHTS, TILE_WEIGHTS
 from ..reduce.triton_reduction import TritonReduction
 from ..tokens.batch_plan import plan_batches
 from .prepared_job import Job, model_shape
+from .resources.device_rates import DEVICES, ScaleProjection, project_scale, work_of
 from .resources.job_projection import DeviceUse, FixedMemory, JobProjection, project
 from .resources.machine import resident_bytes, total_device_bytes
 from .size_sample import measure_sample
@@ -48,6 +51,38 @@ def project_job(job: Job, timed: bool = True, n_sampled: int = 0) -> JobProjecti
         **({} if device_bytes is None else {"device_bytes": device_bytes}),
     )
     return measure_sample(job, projection, n_sampled) if n_sampled else projection
+
+
+def project_on_workers(
+    job: Job, projection: JobProjection, n_workers: int, device: str | None, price_per_hour: float | None
+) -> ScaleProjection:
+    """Project time and price of a job on workers: with a device from shapes, otherwise from the timed batch.
+
+    Raises
+    ------
+    ConfigError
+        There is no device, and no batch was timed.
+    """
+    n_segments, model = len(job.segments), job.loaded.model
+    if device is None:
+        if projection.time_s is None:
+            raise ConfigError("--untimed leaves no time to share among workers; add --device, or leave out --untimed.")
+        description = f"{model.device}, as on this machine"
+        return ScaleProjection(n_segments, n_workers, description, "measured", "", projection.time_s, price_per_hour)
+    shape = model_shape(job.loaded)
+    embeddings = model.get_input_embeddings()
+    n_embedded = sum(parameter.numel() for parameter in embeddings.parameters()) if embeddings is not None else 0
+    work = work_of(
+        job.spec,
+        job.n_tokens,
+        projection.n_batches,
+        n_weights=sum(parameter.numel() for parameter in model.parameters()) - n_embedded,
+        hidden=shape.hidden_size,
+        inner=shape.intermediate_size,
+        raw_bytes=projection.raw_bytes,
+        stored_bytes=projection.stored_bytes,
+    )
+    return project_scale(work, job.spec.keep, DEVICES[device], n_segments, n_workers, price_per_hour)
 
 
 def device_use(job: Job) -> DeviceUse:

@@ -7,19 +7,23 @@ address of a running scheduler needs TLS too, unless the scheduler is on this ma
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import ipaddress
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import typer
 
-from ..errors import ConfigError, MissingExtraError
+from ..errors import ConfigError, HeadAtlasError, MissingExtraError
+from ..reading.ordered_tasks import tasks_on
 
 if TYPE_CHECKING:
     from dask.distributed import Client
@@ -28,13 +32,7 @@ ClusterKind = Literal["local", "slurm", "pbs", "cuda"]
 DEFAULT_WORKERS = 2
 _CONNECT_S = 10
 _START_S = 300
-_SETTINGS = {
-    # A task whose worker died is an error at once: the client decides whether it runs again.
-    "distributed.scheduler.allowed-failures": 0,
-    # A process that starts on a busy machine connects late.
-    "distributed.comm.timeouts.connect": f"{_START_S}s",
-}
-"""Settings of dask for clusters that headatlas starts."""
+_TASK_ATTEMPTS = 4
 
 ClusterTarget = Annotated[
     str | None,
@@ -65,6 +63,39 @@ InsecureCluster = Annotated[
 ]
 
 
+def shares_tasks(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `--cluster`, `--workers` and `--insecure-cluster` to a command. Its tasks then run on the workers.
+
+    The cluster starts with the first task, so a command that fails earlier or has its answer in the cache starts none.
+    A task whose worker ended runs again, up to `_TASK_ATTEMPTS` times.
+    """
+    added = {"cluster": ClusterTarget, "workers": Workers, "insecure_cluster": InsecureCluster}
+    defaults = {"cluster": None, "workers": None, "insecure_cluster": False}
+
+    @functools.wraps(command)
+    def with_cluster(*arguments: Any, **options: Any) -> None:
+        target, n_workers, is_insecure_allowed = (options.pop(name, default) for name, default in defaults.items())
+        cluster = cluster_options(target, n_workers, is_insecure_allowed=is_insecure_allowed)
+        if cluster is None:
+            command(*arguments, **options)
+            return
+        cluster = replace(cluster, task_attempts=_TASK_ATTEMPTS)
+        with ExitStack() as stack:
+            connect = functools.cache(lambda: stack.enter_context(open_cluster(cluster)))
+            stack.enter_context(tasks_on(connect))
+            command(*arguments, **options)
+
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
+        for name, annotation in added.items()
+    ]
+    signature = signature.replace(parameters=[*signature.parameters.values(), *parameters])
+    with_cluster.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    with_cluster.__signature__ = signature  # type: ignore[attr-defined]
+    return with_cluster
+
+
 @dataclass(frozen=True)
 class ClusterOptions:
     """A cluster to start or to connect to. Options that are None have the default of dask-jobqueue."""
@@ -80,6 +111,8 @@ class ClusterOptions:
     walltime: str | None = None
     memory: str | None = None
     cores: int | None = None
+    task_attempts: int = 1
+    """Number of workers that may end during a task before it is an error."""
     shared_folder: Path | None = None
     """Folder that the machines of a batch system share. The keys of the connection are written there."""
 
@@ -155,6 +188,8 @@ def open_cluster(options: ClusterOptions | None) -> Iterator[Client | None]:
         The options are refused (`ClusterOptions.check`), or no scheduler answers at the address.
     MissingExtraError
         A package of the kind is not installed.
+    HeadAtlasError
+        In the block a task ended `task_attempts` workers, or the scheduler ended.
     """
     if options is None:
         yield None
@@ -163,6 +198,7 @@ def open_cluster(options: ClusterOptions | None) -> Iterator[Client | None]:
     try:
         import dask.config
         from dask.distributed import Client
+        from distributed import KilledWorker
     except ImportError:
         raise MissingExtraError(
             "--cluster needs the package distributed: pip install 'headatlas[distributed]'"
@@ -171,7 +207,12 @@ def open_cluster(options: ClusterOptions | None) -> Iterator[Client | None]:
         if options.kind is None:
             cluster: Any = options.target
         else:
-            stack.enter_context(dask.config.set(_SETTINGS))
+            settings = {
+                "distributed.scheduler.allowed-failures": options.task_attempts - 1,
+                # A process that starts on a busy machine connects late.
+                "distributed.comm.timeouts.connect": f"{_START_S}s",
+            }
+            stack.enter_context(dask.config.set(settings))
             cluster = stack.enter_context(start_cluster(options, options.kind))
         try:
             client = Client(cluster, timeout=_CONNECT_S if options.kind is None else _START_S)
@@ -180,7 +221,18 @@ def open_cluster(options: ClusterOptions | None) -> Iterator[Client | None]:
                 f"no dask scheduler answers at {options.target} ({error}). Start one with `dask scheduler`. For tls:// "
                 "name the certificates in dask's configuration (distributed.comm.tls)."
             ) from None
-        yield stack.enter_context(client)
+        stack.enter_context(client)
+        try:
+            yield client
+        except KilledWorker:
+            raise HeadAtlasError(
+                f"{options.task_attempts} workers ended during a task. They may lack memory: start fewer with --workers, "
+                "or run the command without --cluster."
+            ) from None
+        except CancelledError:
+            raise HeadAtlasError(
+                f"the dask scheduler {options.target} ended or lost the tasks. Run the same command again."
+            ) from None
 
 
 def start_cluster(options: ClusterOptions, kind: ClusterKind) -> Any:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .cluster import shares_tasks
 from .comparison_tables import print_pair_correlation
 from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, Unit, head_of, read_pattern
 from .printing import first_rows, output_console, print_csv, print_table, progress_bar
@@ -19,6 +20,7 @@ app = typer.Typer(rich_markup_mode="rich")
 
 
 @app.command(rich_help_panel="Query")
+@shares_tasks
 def contrast(
     store: StorePath,
     expression: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from .cluster import shares_tasks
 from .options import AsCsv, AsJson, SiteName, Top, Unit, head_of
 from .printing import first_rows, output_console, print_csv, print_table, progress_bar
 
@@ -21,6 +22,7 @@ _N_EXAMPLES = 200
 
 
 @app.command(rich_help_panel="Query")
+@shares_tasks
 def diff(
     stores: Annotated[
         list[str],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cluster import shares_tasks
 from .example_hits import print_hits
 from .options import AsCsv, AsJson, Basis, ExamplesShown, HeadShown, Patterns, SiteName, StorePath, Top, Unit, head_of
 from .printing import first_rows, output_console, print_csv, print_table
@@ -25,6 +26,7 @@ app = typer.Typer(rich_markup_mode="rich")
 
 
 @app.command(rich_help_panel="Query")
+@shares_tasks
 def like(
     store: StorePath,
     arcs: Annotated[

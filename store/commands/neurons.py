@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..schema.head_dimensions import rotary_pairs
+from .cluster import shares_tasks
 from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, Unit, head_of, read_pattern
 from .printing import first_rows, output_console, print_csv, print_table
 from .what_if import what_if
@@ -23,6 +24,7 @@ app.command("what-if", rich_help_panel="Query")(what_if)
 
 
 @app.command(rich_help_panel="Query")
+@shares_tasks
 def neurons(
     store: StorePath,
     expression: Annotated[

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .cluster import shares_tasks
 from .options import AsCsv, AsJson, MergeTokens, Score, Select, SiteName, Unit, open_stores
-from .printing import output_console, print_csv, print_table
+from .printing import output_console, print_csv, print_table, progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..queries.dependency_relations import Merge, RelationAtlas
+    from ..queries.dependency_relations import RelationAtlas
     from ..store import Store
 
 app = typer.Typer(rich_markup_mode="rich")
 
 
 @app.command(rich_help_panel="Query")
+@shares_tasks
 def relations(
     store: Annotated[
         str | None,
@@ -53,12 +54,14 @@ def relations(
     Example: [bold]headatlas relations traces/ewt[/bold]
     """
     from ..files.drafts import replace_file
-    from ..queries.dependency_relations import split_by_count
+    from ..queries.dependency_relations import relation_atlas, split_by_count
     from ..queries.relations_figure import relations_figure
     from . import tables as render
 
     first, second = open_stores(store, select, score)
-    atlas = _atlas(first, second, site, merge, subtypes, unit)
+    stores = (second, None) if first is None else (first, second)
+    with progress_bar() as report:
+        atlas = relation_atlas(*stores, site, merge, subtypes=subtypes, unit=unit, on_progress=report)
     best = atlas.table()
     frequent, few = split_by_count(best, minimum)
     if figure is not None:
@@ -75,30 +78,6 @@ def relations(
         print_csv(table, atlas.score.left_out)
     else:
         _print(atlas, split_by_count(table, minimum)[0], few, first, second)
-
-
-def _atlas(
-    first: Store | None, second: Store, site: str | None, merge: Merge, subtypes: bool, unit: str | None
-) -> RelationAtlas:
-    """Compute the atlas, with a progress bar if the error stream is a terminal."""
-    from ..queries.dependency_relations import relation_atlas
-
-    stores = (second, None) if first is None else (first, second)
-    if not sys.stderr.isatty():
-        return relation_atlas(*stores, site, merge, subtypes=subtypes, unit=unit)
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("relations", total=None)
-        return relation_atlas(
-            *stores,
-            site,
-            merge,
-            subtypes=subtypes,
-            unit=unit,
-            on_progress=lambda done, planned: progress.update(task, completed=done, total=planned),
-        )
 
 
 def _dropped_text(store: Store) -> str:

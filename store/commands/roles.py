@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .cluster import shares_tasks
 from .options import AsCsv, AsJson, SiteName, StorePath, Top, Unit
 from .printing import output_console, print_csv, print_table, progress_bar
 
@@ -16,6 +17,7 @@ app = typer.Typer(rich_markup_mode="rich")
 
 
 @app.command(rich_help_panel="Query")
+@shares_tasks
 def roles(
     store: StorePath,
     least_mass: Annotated[

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..errors import ConfigError
-from .cluster import ClusterTarget, InsecureCluster, Workers, cluster_options, open_cluster
+from .cluster import shares_tasks
 from .comparison_tables import print_correlation, print_split, print_versus
 from .example_hits import print_hits
 from .options import (
@@ -27,12 +26,11 @@ from .options import (
     open_stores,
     read_pattern,
 )
-from .printing import first_rows, incomplete_text, output_console, print_csv, print_table
+from .printing import first_rows, incomplete_text, output_console, print_csv, print_table, progress_bar
 
 if TYPE_CHECKING:
     from ..patterns import Pattern
     from ..queries.pattern_search import SearchResult
-    from ..queries.search_plan import Client
     from ..queries.segment_scan import RequestedBasis
     from ..reading.word_attention import Merge
     from ..store import Store
@@ -42,6 +40,7 @@ _PANEL = "Query"
 
 
 @app.command(rich_help_panel=_PANEL)
+@shares_tasks
 def search(
     store: Annotated[
         str,
@@ -72,9 +71,6 @@ def search(
             show_default=False,
         ),
     ] = None,
-    cluster: ClusterTarget = None,
-    workers: Workers = None,
-    insecure_cluster: InsecureCluster = False,
     versus: Annotated[
         list[str] | None,
         typer.Option(
@@ -139,24 +135,22 @@ def search(
         raise ConfigError("--select chooses heads by one pattern; leave it out with --versus, --split and --correlate")
     first, second, expression = _stores_and_expression(store, expression, select, score)
     pattern = read_pattern(expression, patterns)
-    with open_cluster(cluster_options(cluster, workers, is_insecure_allowed=insecure_cluster)) as client:
-        requested_basis = "approximate" if approximate else basis
-        options = (pattern, site, requested_basis, client, words)
-        result = search_with_progress(second, *options)
-        selection = None if first is None else search_with_progress(first, *options)
-        if versus:
-            print_versus(
-                result,
-                versus,
-                lambda other: search_with_progress(second, read_pattern(other, patterns), *options[1:]),
-                head,
-                top,
-                examples,
-                unit=unit,
-                as_csv=as_csv,
-                as_json=as_json,
-            )
-            return
+    options = (pattern, site, "approximate" if approximate else basis, words)
+    result = search_with_progress(second, *options)
+    selection = None if first is None else search_with_progress(first, *options)
+    if versus:
+        print_versus(
+            result,
+            versus,
+            lambda other: search_with_progress(second, read_pattern(other, patterns), *options[1:]),
+            head,
+            top,
+            examples,
+            unit=unit,
+            as_csv=as_csv,
+            as_json=as_json,
+        )
+        return
     if split:
         print_split(result, split, top, unit=unit, as_csv=as_csv, as_json=as_json)
         return
@@ -240,28 +234,19 @@ def search_with_progress(
     expression: str | Pattern,
     site: str | None,
     basis: RequestedBasis,
-    client: Client | None = None,
     words: Merge | None = None,
 ) -> SearchResult:
     """Search, with a progress bar if the error stream is a terminal."""
-    from ..queries.pattern_search import THREADS, search
+    from ..queries.pattern_search import search
 
-    workers = THREADS if client is None else client
-    if not sys.stderr.isatty():
-        return search(store, expression, site, basis, words=words, workers=workers)
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("searching", total=store.n_examples)
+    with progress_bar() as report:
         return search(
             store,
             expression,
             site,
             basis,
             words=words,
-            workers=workers,
-            on_progress=lambda done: progress.update(task, completed=done.n_examples_done),
+            on_progress=lambda done: report(done.n_examples_done, done.n_examples),
         )
 
 

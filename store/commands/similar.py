@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cluster import shares_tasks
 from .options import AsCsv, AsJson, MergeTokens, SiteName, StorePath, Top, Unit, head_of
 from .printing import TOP, first_rows, output_console, print_csv, print_table, progress_bar
 
@@ -19,6 +20,7 @@ _N_EXAMPLES, _N_WORDS = 200, 4_000
 
 
 @app.command(rich_help_panel="Query")
+@shares_tasks
 def similar(
     store: StorePath,
     other: Annotated[

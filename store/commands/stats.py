@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ConfigError
+from .cluster import shares_tasks
 from .options import AsCsv, AsJson, SiteName, StorePath, Top, Unit, head_of
 from .printing import first_rows, incomplete_text, output_console, print_csv, print_table, progress_bar
 
@@ -22,6 +23,7 @@ _PANEL = "Query"
 
 
 @app.command(rich_help_panel=_PANEL)
+@shares_tasks
 def stats(
     store: StorePath,
     statistic: Annotated[

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from jaxtyping import Float32, Float64, Int64
 from ..errors import ConfigError, NotFoundError
 from ..queries.evidence.sampling_units import SamplingUnits, sampling_units
 from ..reading.data_frames import ShownAsTable
+from ..reading.ordered_tasks import run_in_order
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge
 from ..schema.omissions import Omission
@@ -34,7 +36,6 @@ from ..schema.traces import Site, head_index
 from ..schema.words_without_tokens import words_left_out
 from .example_alignment import align_examples
 from .example_tests import interval
-from .ordered_tasks import run_in_order
 from .word_rows import counted_words, read_word_rows, summed_divergence
 from .word_sample import WordTask, estimate_means, sample_words
 
@@ -250,23 +251,7 @@ def similar(
     shape = n_heads, sites[1].n_layers * sites[1].n_heads
     tasks = sample_words(counted, n_words, sum(shape) if other is not None else shape[1], rng)
 
-    def compare(task: WordTask) -> Float64[np.ndarray, "half head other_head"]:
-        number, other_number = sample[task.sample].tolist()
-        if other is None:
-            rows = others = read_word_rows(store, sites[0], number, task.words, merge, sink_free=sink_free)
-            if own_head is not None:
-                row = own_head[0] * sites[0].n_heads + own_head[1]
-                rows = others[row : row + 1]
-        else:
-            rows = read_word_rows(store, sites[0], number, task.words, merge, sink_free=sink_free, head=own_head)
-            others = read_word_rows(other, sites[1], other_number, task.words, merge, sink_free=sink_free)
-        sums = np.zeros((2, *shape))
-        for half in np.unique(task.half.astype(int)).tolist():
-            index = np.flatnonzero(task.half == half)
-            of_half = np.take(rows, index, axis=1)
-            sums[half] = summed_divergence(of_half, of_half if rows is others else np.take(others, index, axis=1))
-        return sums
-
+    compare = partial(_compare_words, (store, other), sites, sample, own_head, merge, sink_free)
     half_sums, half_rows, done = np.zeros((2, *shape, len(sample)), np.float32), np.zeros((2, len(sample)), np.int64), 0
     finished = np.zeros(len(sample), np.int64)
     planned = sum(len(task.words) for task in tasks)
@@ -310,6 +295,33 @@ def similar(
         refused,
         tuple(_left_out(store, sites[0], sample[:, 0]) + _left_out(other, sites[1], sample[:, 1])),
     )
+
+
+def _compare_words(
+    stores: tuple[Snapshot, Snapshot | None],
+    sites: tuple[Site, Site],
+    sample: Int64[np.ndarray, "example side"],
+    own_head: tuple[int, int] | None,
+    merge: Merge,
+    sink_free: bool,
+    task: WordTask,
+) -> Float64[np.ndarray, "half head other_head"]:
+    """Sum the distances of the rows of some words, for each half of the sample."""
+    (store, other), (number, other_number) = stores, sample[task.sample].tolist()
+    if other is None:
+        rows = others = read_word_rows(store, sites[0], number, task.words, merge, sink_free=sink_free)
+        if own_head is not None:
+            row = own_head[0] * sites[0].n_heads + own_head[1]
+            rows = others[row : row + 1]
+    else:
+        rows = read_word_rows(store, sites[0], number, task.words, merge, sink_free=sink_free, head=own_head)
+        others = read_word_rows(other, sites[1], other_number, task.words, merge, sink_free=sink_free)
+    sums = np.zeros((2, len(rows), len(others)))
+    for half in np.unique(task.half.astype(int)).tolist():
+        index = np.flatnonzero(task.half == half)
+        of_half = np.take(rows, index, axis=1)
+        sums[half] = summed_divergence(of_half, of_half if rows is others else np.take(others, index, axis=1))
+    return sums
 
 
 def _counted(

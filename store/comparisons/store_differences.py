@@ -15,6 +15,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -25,12 +26,12 @@ from ..errors import ConfigError, NotFoundError
 from ..queries.evidence.sampling_units import SamplingUnits, sampling_units
 from ..reading.block_weights import closest_rows
 from ..reading.data_frames import ShownAsTable
+from ..reading.ordered_tasks import run_in_order
 from ..reading.snapshot import Snapshot
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site
 from ..statistics.measurement import measured_statistics
 from .example_tests import interval, q_values, two_sided, unit_codes
-from .ordered_tasks import run_in_order
 
 N_EXAMPLES = 200
 THREADS = 2
@@ -217,7 +218,7 @@ def _compare_stores(
     """Compare two stores on aligned examples. `StoreDifference.statistics` lacks `q_value`."""
     site, results = sites[0], []
     tasks = [(first, second) for first, second in examples.sample.tolist()]
-    for _, result in run_in_order(lambda numbers: _compare_example(stores, sites, numbers), tasks, threads, stop):
+    for _, result in run_in_order(partial(_compare_example, stores, sites), tasks, threads, stop):
         results.append(result)
         advance()
     sample = examples.sample[: len(results)]

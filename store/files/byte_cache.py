@@ -71,6 +71,8 @@ def size_of(value: Any, depth: int = 6) -> int:
         return sys.getsizeof(value)
     if isinstance(value, dict):
         return 64 + sum(size_of(k, depth - 1) + size_of(v, depth - 1) for k, v in value.items())
+    if isinstance(value, list | tuple) and value and isinstance(value[0], str):
+        return 64 + sum(map(sys.getsizeof, value))  # the texts of a column, thousands in each segment
     if isinstance(value, list | tuple | set | frozenset):
         return 64 + sum(size_of(item, depth - 1) for item in value)
     return 64 + sum(size_of(item, depth - 1) for item in getattr(value, "__dict__", {}).values())

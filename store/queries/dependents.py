@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from ..errors import NotFoundError
+from ..reading.ordered_tasks import run_in_order
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.visible_keys import visible_pairs
@@ -20,7 +22,7 @@ from ..schema.token_table import Column, TokenTable
 from ..schema.traces import Site
 from ..schema.words_without_tokens import REASONS, count_left_out, reason_of_words
 from .evidence.resampling import random_half
-from .evidence.sampling_units import SamplingUnits
+from .evidence.sampling_units import NO_UNITS, SamplingUnits
 
 Direction = Literal["to_head", "to_dependent"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
@@ -100,9 +102,16 @@ def scan_dependents(
     store: Snapshot, site: Site, merge: Merge, subtypes: bool, units: SamplingUnits
 ) -> Iterator[tuple[Dependents, int]]:
     """Iterate over blocks of examples: their dependents and the number of examples."""
-    for segment in store.segments:
+    scan = partial(_scan_block, store, site, merge, subtypes)
+    for (_, examples), block in run_in_order(scan, _blocks(store, site)):
+        yield replace(block, units=units), len(examples)
+
+
+def _blocks(store: Snapshot, site: Site) -> Iterator[tuple[int, range]]:
+    """Iterate over the position of a segment and a range of its examples."""
+    for position, segment in enumerate(store.segments):
         for examples in example_blocks(segment.pair_offset(site.name), _BLOCK_WEIGHTS // site.n_heads):
-            yield _scan_block(segment, site, examples, merge, subtypes, units), len(examples)
+            yield position, examples
 
 
 def join_dependents(store: Snapshot, parts: Sequence[Dependents], units: SamplingUnits) -> Dependents:
@@ -137,9 +146,9 @@ def join_dependents(store: Snapshot, parts: Sequence[Dependents], units: Samplin
     )
 
 
-def _scan_block(
-    segment: Segment, site: Site, examples: range, merge: Merge, subtypes: bool, units: SamplingUnits
-) -> Dependents:
+def _scan_block(store: Snapshot, site: Site, merge: Merge, subtypes: bool, block: tuple[int, range]) -> Dependents:
+    """Find the dependents of a block. Their sampling units are those of no example."""
+    segment, examples = store.segments[block[0]], block[1]
     table = segment.tokens(site.query_sequence).examples(examples.start, examples.stop)
     relation, governor = _annotations(segment, table, subtypes)
     n_words = np.diff(table.word_offset).astype(np.int64)
@@ -188,7 +197,7 @@ def _scan_block(
         offset_is_right,
         head_is_right,
         tuple(left_out),
-        units,
+        NO_UNITS,
     )
 
 

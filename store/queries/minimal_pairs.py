@@ -14,17 +14,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 
 from ..errors import ConfigError, NotFoundError
 from ..reading.data_frames import ShownAsTable
+from ..reading.ordered_tasks import run_in_order
 from ..reading.snapshot import Snapshot
 from ..schema.token_table import TokenFlag, TokenTable
+from ..schema.traces import Site
 from .evidence.resampling import bootstrap_interval, false_discovery_rate, p_above_zero, p_two_sided, same_rows
 from .evidence.sampling_units import SamplingUnits, sampling_units, unit_sums
 from .pattern_search import SearchResult
@@ -303,16 +306,21 @@ def attention_contrast(
         )
     shape = site_spec.n_layers, site_spec.n_heads
     difference = np.zeros((*shape, len(pairs.names)))
-    for index, members in enumerate(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)):
-        for row, layer in enumerate(site_spec.layers):
-            first, second = (
-                store.examples[number].attention(layer, site=site_spec.name).to_numpy() for number in members
-            )
-            difference[row, :, index] = np.abs(first - second).sum(axis=-1, dtype=np.float64).mean(axis=-1) / 2
-        on_progress(index + 1, len(pairs.names))
+    members = list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
+    for index, (_, distance) in enumerate(run_in_order(partial(_pair_distance, store, site_spec), members)):
+        difference[:, :, index] = distance
+        on_progress(index + 1, len(members))
     coords = {"layer": np.array(site_spec.layers), "head": np.arange(site_spec.n_heads)}
     index = np.arange(len(pairs.names))
     return _attention_contrast(pairs, index, difference, units, coords, _rounding(store, "attention"), seed)
+
+
+def _pair_distance(store: Snapshot, site: Site, members: tuple[int, int]) -> Float64[np.ndarray, "layer head"]:
+    distance = np.zeros((site.n_layers, site.n_heads))
+    for row, layer in enumerate(site.layers):
+        first, second = (store.examples[number].attention(layer, site=site.name).to_numpy() for number in members)
+        distance[row] = np.abs(first - second).sum(axis=-1, dtype=np.float64).mean(axis=-1) / 2
+    return distance
 
 
 def _attention_contrast(

@@ -28,6 +28,7 @@ from ..patterns import Pattern, Vocabulary
 from ..patterns.matching import Matcher
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
 from ..reading.data_frames import ShownAsTable
+from ..reading.ordered_tasks import Client
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, plan_segment, segment_word_attention
@@ -36,7 +37,7 @@ from ..schema.traces import Site, head_index
 from .answer_notes import column_notes, hidden_notes, text_notes, word_notes
 from .evidence.baselines import Baselines, compute_baselines
 from .evidence.search_evidence import Evidence, compute_evidence
-from .search_plan import Client, SearchPlan
+from .search_plan import SearchPlan
 from .search_plan import SearchProgress as SearchProgress
 from .segment_scan import Basis, RequestedBasis, SegmentScores, basis_for
 from .word_scan import word_basis

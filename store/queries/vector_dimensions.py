@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -24,12 +25,11 @@ import xarray as xr
 from jaxtyping import Float64, Int64
 
 from ..errors import NotFoundError
-from ..patterns import Pattern
-from ..patterns.matching import Matcher
+from ..patterns import Pattern, Vocabulary
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
 from ..reading.attention_rebuild import missing_vectors
 from ..reading.data_frames import ShownAsTable
-from ..reading.segment import Segment
+from ..reading.ordered_tasks import run_in_order
 from ..reading.snapshot import Snapshot
 from ..reading.stored_vectors import read_vectors
 from ..schema.head_dimensions import rotary_pairs
@@ -172,11 +172,10 @@ def neurons(
     vocabulary = site_vocabulary(store, site_spec)
     pattern.check(vocabulary)
     segment_sums = []
-    for done, segment in enumerate(store.segments):
-        segment_sums.append(
-            _scan(segment, site_spec, segment_matcher(segment, site_spec, pattern, vocabulary), layer_index, head)
-        )
-        on_progress(done + 1, len(store.segments))
+    scan = partial(_scan, store, site_spec, pattern, vocabulary, layer_index, head)
+    for position, sums_of_segment in run_in_order(scan, range(len(store.segments))):
+        segment_sums.append(sums_of_segment)
+        on_progress(position + 1, len(store.segments))
     numbers = [segment.first_example + part.example for segment, part in zip(store.segments, segment_sums, strict=True)]
     rows = np.concatenate([np.empty(0, np.int64), *(part.rows for part in segment_sums)])
     empty = np.empty((0, 2, site_spec.d_head))
@@ -227,7 +226,11 @@ class _SegmentSums:
     n_without_control: int
 
 
-def _scan(segment: Segment, site: Site, matcher: Matcher, layer: int, head: int) -> _SegmentSums:
+def _scan(
+    store: Snapshot, site: Site, pattern: Pattern, vocabulary: Vocabulary, layer: int, head: int, position: int
+) -> _SegmentSums:
+    segment = store.segments[position]
+    matcher = segment_matcher(segment, site, pattern, vocabulary)
     group = site.n_heads // site.n_kv_heads
     queries, keys = matcher.evaluator.query, matcher.evaluator.key
     all_queries, all_keys = slice(0, len(queries.table)), slice(0, len(keys.table))
@@ -247,8 +250,8 @@ def _scan(segment: Segment, site: Site, matcher: Matcher, layer: int, head: int)
         )
     for matches in matcher:
         row, match_row = np.unique(matches.query, return_inverse=True)
-        example, position = queries.example[row], queries.position[row]
-        low, high = mask.span(position, np.diff(key_start)[example])
+        example, query_pos = queries.example[row], queries.position[row]
+        low, high = mask.span(query_pos, np.diff(key_start)[example])
         key_pos = keys.position[matches.key]
         visible = (key_pos >= low[match_row]) & (key_pos < high[match_row])
         match_row, matched = match_row[visible], matches.key[visible]

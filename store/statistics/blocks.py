@@ -5,9 +5,10 @@ The size of a block is limited, so memory depends neither on the corpus nor on t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -17,6 +18,7 @@ from ..patterns import Pattern, Vocabulary
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
 from ..reading.block_rebuild import rebuild_examples
 from ..reading.block_weights import example_weights
+from ..reading.ordered_tasks import run_in_order
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.visible_keys import visible_pairs
@@ -25,6 +27,7 @@ from ..schema.layer_masks import LayerMask
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site
 
+Result = TypeVar("Result")
 BLOCK_WEIGHTS = 3 << 20
 """Approximate number of weights of one layer in memory at once."""
 
@@ -145,10 +148,35 @@ class Block:
 def iter_blocks(store: Snapshot, site: Site, corpus: CorpusTokens | None = None) -> Iterator[Block]:
     """Iterate over a store in blocks of about `BLOCK_WEIGHTS` weights in each layer (at least one example)."""
     corpus = corpus or CorpusTokens.of(store, site)
-    for segment in store.segments:
+    for position, examples in _spans(store, site):
+        yield Block(store.segments[position], site, examples, corpus)
+
+
+def map_blocks(
+    function: Callable[[Block], Result], store: Snapshot, site: Site, corpus: CorpusTokens | None = None
+) -> Iterator[tuple[int, Result]]:
+    """Iterate over the number of examples of each block and what the function returns for it, in order.
+
+    The function runs here or on the workers of a cluster (`run_in_order`). It must be a function of a module, or a
+    `functools.partial` of one.
+    """
+    of_span = partial(_of_span, function, store, site, corpus or CorpusTokens.of(store, site))
+    for (_, examples), result in run_in_order(of_span, _spans(store, site)):
+        yield len(examples), result
+
+
+def _of_span(
+    function: Callable[[Block], Result], store: Snapshot, site: Site, corpus: CorpusTokens, span: tuple[int, range]
+) -> Result:
+    return function(Block(store.segments[span[0]], site, span[1], corpus))
+
+
+def _spans(store: Snapshot, site: Site) -> Iterator[tuple[int, range]]:
+    """Iterate over the position of the segment and the examples of each block."""
+    for position, segment in enumerate(store.segments):
         offset, start = segment.pair_offset(site.name), 0
         while start < segment.n_examples:
             limit = offset[start] + BLOCK_WEIGHTS // site.n_heads
             stop = max(start + 1, int(np.searchsorted(offset, limit, side="right")) - 1)
-            yield Block(segment, site, range(start, stop), corpus)
+            yield position, range(start, stop)
             start = stop

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from ..schema.capture_statistics import STATISTICS, Pairs, Statistic
 from ..schema.flat_rows import Rows
 from ..schema.layer_masks import LayerMask
 from ..schema.traces import Site
-from .blocks import Block, CorpusTokens, iter_blocks
+from .blocks import Block, CorpusTokens, map_blocks
 from .definitions import (
     SINK_FREE,
     VARIABILITY,
@@ -44,6 +45,8 @@ _VERSION = 3
 """Version of the formulas. It increases when a definition changes, so that old cache entries are not used."""
 
 
+_Counts = dict[LayerMask, Int64[np.ndarray, "_example"]]
+"""Number of rows of each example that count, by mask."""
 _DIGEST_BYTES = 32
 _CACHE_FILE_BYTES = 4 << 30
 
@@ -171,11 +174,19 @@ def statistic_rows(store: Snapshot, site: Site, name: str) -> Int64[np.ndarray, 
     if statistic is None or (statistic.find is None and not statistic.sink_free and is_mask_free):
         lengths = [_lengths(store, sequence) for sequence in (site.query_sequence, site.key_sequence)]
         return lengths[0] if statistic is None else statistic.rows(*lengths, causal=site.causal)
-    counts = {mask: [np.zeros(0, np.int64)] for mask in site.masks}
-    for block in iter_blocks(store, site):
-        for mask, of_mask in counts.items():
-            of_mask.append(_MaskedBlock.of(block.of_mask(mask), {name: statistic}).counts[name])
-    return _by_layer({mask: np.concatenate(of_mask) for mask, of_mask in counts.items()}, site)
+    counts = [of_block[name] for _, of_block in map_blocks(partial(_row_counts, [name]), store, site)]
+    return _by_layer(_joined_counts(counts, site), site)
+
+
+def _row_counts(names: Sequence[str], block: Block) -> dict[str, _Counts]:
+    """Count the rows of each example of a block in statistics, by name and mask."""
+    statistics = {name: statistic_of(name) for name in names}
+    masked = {mask: _MaskedBlock.of(block.of_mask(mask), statistics) for mask in dict.fromkeys(block.site.masks)}
+    return {name: {mask: of_mask.counts[name] for mask, of_mask in masked.items()} for name in names}
+
+
+def _joined_counts(counts: Sequence[_Counts], site: Site) -> _Counts:
+    return {mask: np.concatenate([np.zeros(0, np.int64), *(c[mask] for c in counts)]) for mask in site.masks}
 
 
 def _by_layer(counts: dict[LayerMask, np.ndarray], site: Site) -> Int64[np.ndarray, "*#layer example"]:
@@ -224,18 +235,18 @@ def _compute(
     statistics = {name: statistic for name, statistic in missing.items() if statistic is not None}
     planned, done = store.n_examples * (bool(statistics) + 2 * len(two_pass_names)), 0
 
-    def advance(block: Block) -> None:
+    def advance(n_examples: int) -> None:
         nonlocal done
-        done += block.plan.n_examples
+        done += n_examples
         on_progress(done, planned)
 
-    result = _one_pass(store, site, statistics, corpus, advance) if statistics else {}
+    result = _one_pass(store, site, list(statistics), corpus, advance) if statistics else {}
     for name in two_pass_names:
         prepare = Rows.without_sinks if name != VARIABILITY else _unchanged
         distance, mass = variability_sums(store, site, prepare, corpus, advance)
         values = np.divide(distance, mass, out=np.full(mass.shape, np.nan), where=mass > 0)
-        blocks = iter_blocks(store, site, corpus)
-        rows = np.concatenate([np.zeros(0, np.int64), *(corner_rows(block.plan) for block in blocks)])
+        blocks = map_blocks(_corner_rows, store, site, corpus)
+        rows = np.concatenate([np.zeros(0, np.int64), *(rows_of_block for _, rows_of_block in blocks)])
         result[name] = StatisticValues(values.astype(np.float32), rows)
     return result
 
@@ -244,38 +255,46 @@ def _unchanged(rows: Rows) -> Rows:
     return rows
 
 
+def _corner_rows(block: Block) -> Int64[np.ndarray, "example"]:
+    return corner_rows(block.plan)
+
+
 def _one_pass(
-    store: Snapshot,
-    site: Site,
-    statistics: dict[str, Statistic],
-    corpus: CorpusTokens,
-    advance: Callable[[Block], None],
+    store: Snapshot, site: Site, names: Sequence[str], corpus: CorpusTokens, advance: Callable[[int], None]
 ) -> dict[str, StatisticValues]:
     shape = site.n_layers, site.n_heads, store.n_examples
-    values = {name: np.full(shape, np.nan, np.float32) for name in statistics}
-    counts = {name: {mask: np.zeros(store.n_examples, np.int64) for mask in site.masks} for name in statistics}
+    values = {name: np.full(shape, np.nan, np.float32) for name in names}
+    counts: list[dict[str, _Counts]] = []
     n_done = 0
-    for block in iter_blocks(store, site, corpus):
-        block_examples = slice(n_done, n_done + block.plan.n_examples)
-        n_done = block_examples.stop
-        masked = {mask: _MaskedBlock.of(block.of_mask(mask), statistics) for mask in dict.fromkeys(site.masks)}
-        for mask, of_mask in masked.items():
-            for name, count in of_mask.counts.items():
-                counts[name][mask][block_examples] = count
-        for layer, mask in enumerate(site.masks):
-            rows = block.rows(layer)
-            rows_by_kind = {False: rows}
-            if any(statistic.sink_free for statistic in statistics.values()):
-                rows_by_kind[True] = rows.without_sinks()
-            for name, statistic in statistics.items():
-                pairs, counted = masked[mask].pairs[name], masked[mask].counted[name]
-                sums = statistic.example_sums(rows_by_kind[statistic.sink_free], pairs, counted)
-                n = masked[mask].counts[name]
-                values[name][layer, :, block_examples] = np.divide(
-                    sums, n, out=np.full(sums.shape, np.nan), where=n > 0
-                )
-        advance(block)
-    return {name: StatisticValues(values[name], _by_layer(counts[name], site)) for name in statistics}
+    for n_examples, (of_block, counts_of_block) in map_blocks(partial(_block_values, names), store, site, corpus):
+        for name in names:
+            values[name][..., n_done : n_done + n_examples] = of_block[name]
+        counts.append(counts_of_block)
+        n_done += n_examples
+        advance(n_examples)
+    joined = {name: _joined_counts([of_block[name] for of_block in counts], site) for name in names}
+    return {name: StatisticValues(values[name], _by_layer(joined[name], site)) for name in names}
+
+
+def _block_values(
+    names: Sequence[str], block: Block
+) -> tuple[dict[str, Float32[np.ndarray, "layer head example"]], dict[str, _Counts]]:
+    """Compute statistics of every head on the examples of a block, and the rows that count, by name."""
+    site, statistics = block.site, {name: statistic_of(name) for name in names}
+    masked = {mask: _MaskedBlock.of(block.of_mask(mask), statistics) for mask in dict.fromkeys(site.masks)}
+    shape = site.n_layers, site.n_heads, block.plan.n_examples
+    values = {name: np.full(shape, np.nan, np.float32) for name in names}
+    for layer, mask in enumerate(site.masks):
+        rows = block.rows(layer)
+        rows_by_kind = {False: rows}
+        if any(statistic.sink_free for statistic in statistics.values()):
+            rows_by_kind[True] = rows.without_sinks()
+        for name, statistic in statistics.items():
+            pairs, counted = masked[mask].pairs[name], masked[mask].counted[name]
+            sums = statistic.example_sums(rows_by_kind[statistic.sink_free], pairs, counted)
+            n = masked[mask].counts[name]
+            values[name][layer] = np.divide(sums, n, out=np.full(sums.shape, np.nan), where=n > 0)
+    return values, {name: {mask: of_mask.counts[name] for mask, of_mask in masked.items()} for name in names}
 
 
 def _cache_file(store: Snapshot, site: Site, kind: str, name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from jaxtyping import Float64, Int64, Num
 from ..errors import ConfigError
 from ..reading.snapshot import Snapshot
 from ..schema.traces import head_index
-from .blocks import Block, CorpusTokens, iter_blocks
+from .blocks import Block, CorpusTokens, iter_blocks, map_blocks
 
 REACH = 64
 DECAY_ROWS = 30
@@ -45,18 +46,11 @@ def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH
     total = np.zeros((site_spec.n_layers, site_spec.n_heads, width))
     outside = np.zeros((site_spec.n_layers, site_spec.n_heads))
     rows, n_rows = np.zeros((site_spec.n_layers, width), np.int64), 0
-    for block in iter_blocks(store, site_spec):
-        offset = block.plan.offset
-        in_reach = np.abs(offset) <= reach
-        offset_index = np.where(in_reach, offset + reach, width)
-        n_rows += len(block.plan.length)
-        for layer in range(site_spec.n_layers):
-            layer_rows = block.rows(layer)
-            rows[layer] += np.bincount(offset_index[layer_rows.plan.seen], minlength=width + 1)[:width]
-            for head, weights in enumerate(layer_rows.weights):
-                sums = np.bincount(offset_index, weights, width + 1)
-                total[layer, head] += sums[:width]
-                outside[layer, head] += sums[width]
+    for _, (of_block, rows_of_block, n_rows_of_block) in map_blocks(partial(_offset_sums, reach), store, site_spec):
+        total += of_block[..., :width]
+        outside += of_block[..., width]
+        rows += rows_of_block
+        n_rows += n_rows_of_block
     with np.errstate(invalid="ignore"):
         mass = np.where(rows[:, None] > 0, total / np.maximum(rows, 1)[:, None], np.nan)
     dims = ("layer", "head")
@@ -74,6 +68,21 @@ def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH
             "offset": np.arange(-reach, reach + 1),
         },
     )
+
+
+def _offset_sums(
+    reach: int, block: Block
+) -> tuple[Float64[np.ndarray, "layer head cell"], Int64[np.ndarray, "layer offset"], int]:
+    """Sum the weight at each offset of a block (the last entry has the other offsets), and count rows."""
+    site, offset, width = block.site, block.plan.offset, 2 * reach + 1
+    index = np.where(np.abs(offset) <= reach, offset + reach, width)
+    total, rows = np.zeros((site.n_layers, site.n_heads, width + 1)), np.zeros((site.n_layers, width), np.int64)
+    for layer in range(site.n_layers):
+        layer_rows = block.rows(layer)
+        rows[layer] = np.bincount(index[layer_rows.plan.seen], minlength=width + 1)[:width]
+        for head, weights in enumerate(layer_rows.weights):
+            total[layer, head] = np.bincount(index, weights, width + 1)
+    return total, rows, len(block.plan.length)
 
 
 def offset_decay(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from jaxtyping import Float64
 from ..errors import ConfigError, NotFoundError
 from ..reading.snapshot import Snapshot
 from ..schema.flat_rows import Rows
-from .blocks import Block, CorpusTokens, iter_blocks
+from .blocks import Block, CorpusTokens, map_blocks
 from .definitions import Average
 from .published_sums import Sums, clark, finish_headvis, finish_voita, headvis, olsson, transformerlens, vig, voita
 from .variability import FIRST, mean_corner, without_first
@@ -166,18 +167,12 @@ def published_table(
     numerators: dict[str, np.ndarray] = {}
     denominators: dict[str, np.ndarray] = {}
     done = 0
-    for block in iter_blocks(store, site_spec, corpus):
-        for layer in range(site_spec.n_layers):
-            rows, masked_block = block.rows(layer), block.of_mask(site_spec.masks[layer])
-            layer_mean = np.zeros((site_spec.n_heads, FIRST * FIRST)) if mean is None else mean[layer]
-            for column, (top, bottom) in definition.sums(rows, masked_block, layer_mean).items():
-                bottom = np.broadcast_to(bottom, top.shape)
-                if definition.average == "examples":
-                    top = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-                    bottom = (bottom > 0).astype(np.float64)
-                for sums, values in ((numerators, top), (denominators, bottom)):
-                    sums.setdefault(column, np.zeros(shape))[layer] += values.sum(axis=1)
-        done += block.plan.n_examples
+    for n_examples, sums in map_blocks(partial(_block_sums, name, mean), store, site_spec, corpus):
+        for column, (top, bottom) in sums.items():
+            for totals, values in ((numerators, top), (denominators, bottom)):
+                totals.setdefault(column, np.zeros(shape))
+                totals[column] += values
+        done += n_examples
         on_progress(done, store.n_examples)
     means = {
         column: np.divide(top, denominators[column], out=np.full(shape, np.nan), where=denominators[column] > 0)
@@ -185,3 +180,25 @@ def published_table(
     }
     columns = definition.finish(means)
     return pd.DataFrame({**site_spec.head_columns(), **{key: value.ravel() for key, value in columns.items()}})
+
+
+def _block_sums(
+    name: str, mean: Float64[np.ndarray, "layer head cell"] | None, block: Block
+) -> dict[str, tuple[Float64[np.ndarray, "layer head"], Float64[np.ndarray, "layer head"]]]:
+    """Sum numerator and denominator of each column of a definition over the examples of a block."""
+    definition, site = DEFINITIONS[name], block.site
+    result: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for layer in range(site.n_layers):
+        rows, masked_block = block.rows(layer), block.of_mask(site.masks[layer])
+        layer_mean = np.zeros((site.n_heads, FIRST * FIRST)) if mean is None else mean[layer]
+        for column, (top, bottom) in definition.sums(rows, masked_block, layer_mean).items():
+            bottom = np.broadcast_to(bottom, top.shape)
+            if definition.average == "examples":
+                top = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+                bottom = (bottom > 0).astype(np.float64)
+            sums = result.setdefault(
+                column, (np.zeros((site.n_layers, site.n_heads)), np.zeros((site.n_layers, site.n_heads)))
+            )
+            for totals, values in zip(sums, (top, bottom), strict=True):
+                totals[layer] = values.sum(axis=1)
+    return result

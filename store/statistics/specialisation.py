@@ -7,18 +7,19 @@ the same texts. `specialised_heads` lists each head under the behaviour that exc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 
 from ..errors import NotFoundError
 from ..reading.snapshot import Snapshot
 from ..schema.capture_statistics import STATISTICS, Statistic
 from ..schema.flat_rows import Rows
 from ..schema.traces import Site
-from .blocks import iter_blocks
-from .definitions import Average, aggregate
+from .blocks import Block, map_blocks
+from .definitions import Average, aggregate, statistic_of
 from .measurement import StatisticValues, corpus_means, read_cached_array, write_cached_array
 from .profiles import offset_decay
 
@@ -120,31 +121,35 @@ def uniform_values(store: Snapshot, site: Site, statistics: Sequence[Statistic])
 
     The values have one head. Only tokens and masks are read. Without sinks, attention is uniform over the other keys.
     """
-    by_name = {statistic.name: statistic for statistic in statistics}
-    sums = {name: [np.zeros((site.n_layers, 0))] for name in by_name}
-    counts = {name: [np.zeros((site.n_layers, 0), np.int64)] for name in by_name}
-    layer_of = {mask: np.array([mask == other for other in site.masks]) for mask in dict.fromkeys(site.masks)}
-    for block in iter_blocks(store, site):
-        block_shape = site.n_layers, block.plan.n_examples
-        block_sums, block_counts = ({name: np.zeros(block_shape) for name in by_name} for _ in range(2))
-        for mask, in_layer in layer_of.items():
-            masked = block.of_mask(mask)
-            plan = masked.plan
-            weights = np.divide(1.0, plan.n_visible(), out=np.zeros(len(plan.length)), where=plan.n_visible() > 0)
-            flat = np.where(plan.visible, weights[plan.row], 0.0) if plan.visible is not None else weights[plan.row]
-            rows = Rows(plan, flat[None])
-            for name, statistic in by_name.items():
-                pairs = statistic.find(masked) if statistic.find else None
-                counted = statistic.counted(plan, pairs)
-                prepared = rows.without_sinks() if statistic.sink_free else rows
-                block_sums[name][in_layer] = statistic.example_sums(prepared, pairs, counted)[0]
-                block_counts[name][in_layer] = plan.count(counted)
-        for name in by_name:
-            sums[name].append(block_sums[name])
-            counts[name].append(block_counts[name].astype(np.int64))
+    names = [statistic.name for statistic in statistics]
+    parts = [result for _, result in map_blocks(partial(_uniform_sums, names), store, site)]
     result = {}
-    for name in by_name:
-        total, rows = np.concatenate(sums[name], axis=1), np.concatenate(counts[name], axis=1)
+    for name in names:
+        total = np.concatenate([np.zeros((site.n_layers, 0)), *(part[name][0] for part in parts)], axis=1)
+        rows = np.concatenate([np.zeros((site.n_layers, 0), np.int64), *(part[name][1] for part in parts)], axis=1)
         values = np.divide(total, rows, out=np.full(total.shape, np.nan), where=rows > 0)
         result[name] = StatisticValues(values[:, None].astype(np.float32), rows)
+    return result
+
+
+def _uniform_sums(
+    names: Sequence[str], block: Block
+) -> dict[str, tuple[Float64[np.ndarray, "layer example"], Int64[np.ndarray, "layer example"]]]:
+    """Return the sum of each statistic over the rows of each example of a block, and the number of rows."""
+    site, by_name = block.site, {name: statistic_of(name) for name in names}
+    shape = site.n_layers, block.plan.n_examples
+    result = {name: (np.zeros(shape), np.zeros(shape, np.int64)) for name in names}
+    for mask, layers in site.layers_of_masks.items():
+        masked = block.of_mask(mask)
+        plan = masked.plan
+        weights = np.divide(1.0, plan.n_visible(), out=np.zeros(len(plan.length)), where=plan.n_visible() > 0)
+        flat = np.where(plan.visible, weights[plan.row], 0.0) if plan.visible is not None else weights[plan.row]
+        rows = Rows(plan, flat[None])
+        for name, statistic in by_name.items():
+            pairs = statistic.find(masked) if statistic.find else None
+            counted = statistic.counted(plan, pairs)
+            prepared = rows.without_sinks() if statistic.sink_free else rows
+            sums, counts = result[name]
+            sums[layers] = statistic.example_sums(prepared, pairs, counted)[0]
+            counts[layers] = plan.count(counted)
     return result

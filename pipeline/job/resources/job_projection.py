@@ -78,10 +78,14 @@ class JobProjection:
         """Predicted bytes of the store, without the parts that were not measured."""
         return sum(array.stored_bytes for array in (*self.arrays, *self.besides))
 
-    @property
-    def n_files(self) -> int:
-        """Number of files of the finished store: those of its segments, its newest manifests, and `latest.json`."""
-        return FILES_OF_A_SEGMENT * self.n_segments + min(self.n_segments + 1, N_RECENT_MANIFESTS) + 1
+    def n_files(self, *, in_folder: bool) -> int:
+        """Return the number of files of the finished store: those of its segments, and its manifests.
+
+        A folder keeps the newest manifests and has `latest.json`. An object store keeps all manifests until `gc`.
+        """
+        n_manifests = self.n_segments + 1
+        of_segments = FILES_OF_A_SEGMENT * self.n_segments
+        return of_segments + (min(n_manifests, N_RECENT_MANIFESTS) + 1 if in_folder else n_manifests)
 
     @property
     def peak_bytes(self) -> int:

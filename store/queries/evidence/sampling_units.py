@@ -61,6 +61,10 @@ class SamplingUnits:
         return text
 
 
+NO_UNITS = SamplingUnits("example", np.empty(0, np.int64), np.empty(0, np.int64))
+"""The units of no example."""
+
+
 def unit_sums(values: Num[np.ndarray, "*head row"], unit: Int64[np.ndarray, "row"]) -> Num[np.ndarray, "*head unit"]:
     """Add up the values of each unit along the last axis. Units are numbered from 0 without gaps."""
     n_units = int(unit.max(initial=-1)) + 1

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from distributed import Client, LocalCluster
 from typer.testing import CliRunner
 
 from headatlas.pipeline.commands.intervene import app
@@ -20,6 +21,7 @@ from headatlas.pipeline.interventions.request import Request, parse_heads
 from headatlas.pipeline.job.job_runner import run_job
 from headatlas.store import open_store
 from headatlas.store.errors import ConfigError, HeadAtlasError
+from headatlas.store.reading.ordered_tasks import tasks_on
 from headatlas.store.schema.traces import Site
 from tools.handmade_gpt2 import D_HEAD, INDUCTION, N_TOKENS, PREVIOUS, WIDTH, repeated_tokens, save_handmade_gpt2
 
@@ -74,6 +76,24 @@ def test_a_head_set_by_hand_matters_where_it_predicts(handmade_job):
         assert words[row["position"]] == row["token"]
         assert before in words[: row["position"] - 1]  # only where the token before was there earlier
         assert row["change"] > 1
+
+
+@pytest.mark.parametrize("action", ["zero", "mean"])
+def test_workers_of_a_cluster_give_the_effects_of_one_process(handmade_job, action):
+    config = parse_config({**handmade_job, "run": {"threads": 1, "batch_size": 4}})
+    request = Request(action=action, n_controls=6)
+    expected = intervene(config, request)
+    progress = []
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    with LocalCluster(**options) as cluster, Client(cluster) as client, tasks_on(lambda: client):
+        result = intervene(config, request, on_progress=lambda *n: progress.append(n))
+        prefix = cluster.scheduler.task_prefixes["run_packed"]
+        assert prefix.state_counts["memory"] == 3  # batches of 4 of 12 examples
+    assert progress[-1][0] == progress[-1][1]
+    np.testing.assert_array_equal(result.effects, expected.effects)
+    pd.testing.assert_frame_equal(result.table(), expected.table())
+    assert result.tokens is not None
+    pd.testing.assert_frame_equal(result.tokens, expected.tokens)
 
 
 def test_the_estimate_ranks_the_head_set_by_hand_first(handmade_job):

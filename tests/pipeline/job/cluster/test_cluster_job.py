@@ -106,24 +106,24 @@ def test_workers_that_die_lose_and_double_nothing(processes, tiny_job, tmp_path,
 def test_workers_that_die_at_each_step(processes, tiny_job, tmp_path, container, count_fault):
     job = with_settings(tiny_job, store={"container": container})
     run_job(parse_config(with_settings(job, store={"path": str(tmp_path / "whole")})))
-    for step in STEPS:
-        _check_deaths(processes, job, tmp_path, segment_bytes(tmp_path / "whole"), (step,), count_fault, n=2)
+    _check_deaths(processes, job, tmp_path, segment_bytes(tmp_path / "whole"), STEPS, count_fault)
 
 
-def _check_deaths(client, job, tmp_path, whole, steps, count_fault, n=1):
+def _check_deaths(client, job, tmp_path, whole, steps, count_fault):
     name, events = "-".join(steps), []
     (tmp_path / name).mkdir()
-    job = with_settings(job, store={"path": str(tmp_path / f"store-{name}")}, cluster={"retries": 3})
-    client.register_plugin(KillAt(tmp_path / name, steps, n))
+    job = with_settings(job, store={"path": str(tmp_path / f"store-{name}")}, cluster={"retries": 100})
+    client.register_plugin(KillAt(tmp_path / name, steps))
     try:
         run_on(client, job, events.append)
     finally:
         client.unregister_worker_plugin(KillAt.name)
     assert_same(job["store"]["path"], whole)
     n_deaths = len(list((tmp_path / name).iterdir()))
-    assert n_deaths == n * len(steps)
-    lost = [event for event in events if isinstance(event, WorkerLost)]
-    assert [event.reason for event in lost] == ["ended"] * n_deaths
+    assert n_deaths == len(steps)
+    lost = [event.reason for event in events if isinstance(event, WorkerLost)]
+    assert len(lost) >= n_deaths  # on a busy machine the next process may end before it has connected
+    assert set(lost) == {"ended"}
     assert sorted(event.index for event in events if isinstance(event, SegmentDone)) == [0, 1, 2, 3, 4]
     count_fault(f"worker killed at {name}", n_deaths, 0)
 

@@ -19,12 +19,12 @@ STEPS = ("loading", "computing", "arrays-written", "listing-written", "renamed",
 
 
 class KillAt(WorkerPlugin):
-    """Kill a worker when it first reaches each of some steps. `n` is the number of workers that each step kills."""
+    """Kill one worker at each of some steps, when it first reaches the step."""
 
     name = "kill-at"
 
-    def __init__(self, folder: Path, steps: tuple[str, ...], n: int = 1) -> None:
-        self.folder, self.steps, self.n = folder, steps, n
+    def __init__(self, folder: Path, steps: tuple[str, ...]) -> None:
+        self.folder, self.steps = folder, steps
 
     def setup(self, worker: Worker) -> None:
         from headatlas.pipeline.job.cluster import segment_worker
@@ -50,10 +50,10 @@ class KillAt(WorkerPlugin):
         segment_worker.StoreWriter = functools.partial(StoreWriter, on_step=self.reach)  # type: ignore[assignment]
 
     def reach(self, step: str) -> None:
-        """Kill this process if fewer than `n` were killed at this step."""
-        for number in range(self.n if step in self.steps else 0):
+        """Kill this process if it is the first one at this step."""
+        if step in self.steps:
             with suppress(FileExistsError, FileNotFoundError):  # a process outlives the test, and its folder does not
-                (self.folder / f"{step}-{number}").mkdir()
+                (self.folder / step).mkdir()
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
