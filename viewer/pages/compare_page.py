@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from headatlas.store.errors import ConfigError, HeadAtlasError, NotFoundError
 from headatlas.store.queries.minimal_pairs import Contrast
 
-from ..components.background import Check, Newest
+from ..components.background import SEARCHING, Check, Newest
 from ..components.comparison import Comparison, Difference
 from ..components.headview import HeadView
 from ..data.example_reader import AT_ONCE_BYTES, Reader, reader_of
@@ -50,7 +50,7 @@ class CompareViewPage(ComparisonChoices):
         """Build the layout, once."""
         self.choices, self.delta = Comparison(), Difference()
         self.delta.caption = self._difference_caption
-        self.rankings, self.finds = Newest(is_limited=False), Newest(is_limited=False)
+        self.rankings, self.finds = Newest(SEARCHING), Newest(SEARCHING)
         self._contrast: tuple[Any, Contrast | None, str] = ((), None, "")
         self._matches: tuple[str, int, list[list[str]]] = ("", 0, [])
         self.first, self.second = HeadView(), HeadView()
