@@ -100,10 +100,16 @@ class Newest:
 
 
 def background(work: Callable[[], Any], done: Callable[[Any], None], pool: ThreadPoolExecutor = READING) -> None:
-    """Run `work` in a thread of `pool` and pass its result to `done` in this session. Without a server both run at once."""
+    """Run `work` in a thread of `pool` and pass its result to `done` in this session.
+
+    Without a document both run at once. A document without a session is seen by nobody, such as the one that the server
+    builds when it starts: nothing is run.
+    """
     document = pn.state.curdoc
-    if document is None or document.session_context is None:
+    if document is None:
         done(work())
+        return
+    if document.session_context is None:
         return
 
     async def run() -> None:

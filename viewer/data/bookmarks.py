@@ -210,7 +210,7 @@ def parse_bookmarks(data: bytes, name: str) -> dict[str, Bookmark]:
             key: Bookmark(_require_type(bool, item["star"]), _require_type(str, item["note"]))
             for key, item in (heads | examples).items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(
             f"{name} does not hold bookmarks ({error}). Move it away, or name another file with --bookmarks."
         ) from error

@@ -244,6 +244,10 @@ class Reader:
 
         return self._cache.get(self._codes_key, read)
 
+    def cached(self, key: tuple[object, ...], read: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return an array of this example and site from the cache, or `read` it."""
+        return self._cache.get((*self._key[:2], *key), read)
+
     @property
     def _codes_key(self) -> tuple[object, ...]:
         return "codes", *self._key

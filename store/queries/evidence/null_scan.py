@@ -52,15 +52,24 @@ from .row_strata import (
 MAX_WEIGHTS = 1 << 27
 """Number of weights, over all heads, that a scan reads. Examples beyond it are left out at random."""
 LEAST_EXAMPLES = 64
-"""Number of examples that are read in any case."""
+"""Number of examples that are read although their weights are more, within `MAX_PAIRS`."""
+MAX_PAIRS, MAX_EXAMPLE_PAIRS = 1 << 24, 1 << 22
+"""Most pairs of tokens of all examples that are read, and of one of them. A pair takes tens of bytes of memory; an
+example of more than 2,048 tokens has more pairs and is left out.
+"""
 _BLOCK_WEIGHTS = 1 << 23
 
 
 def sample_examples(n_pairs: Int64[np.ndarray, "example"], n_heads: int, seed: int = 0) -> Int64[np.ndarray, "sampled"]:
-    """Choose the examples that are read, ascending; `n_pairs` are the pairs of each, `n_heads` the heads of all layers."""
+    """Choose the examples that are read, ascending; `n_pairs` are the pairs of each, `n_heads` the heads of all layers.
+
+    Empty if every example has more than `MAX_EXAMPLE_PAIRS`.
+    """
     order = np.random.default_rng(seed).permutation(len(n_pairs))
-    n_read = int(np.searchsorted(np.cumsum(n_pairs[order]) * n_heads, MAX_WEIGHTS, "right"))
-    return np.sort(order[: max(n_read, LEAST_EXAMPLES)])
+    order = order[n_pairs[order] <= MAX_EXAMPLE_PAIRS]
+    total = np.cumsum(n_pairs[order])
+    n_read, most = (int(np.searchsorted(total, limit, "right")) for limit in (MAX_WEIGHTS // n_heads, MAX_PAIRS))
+    return np.sort(order[: min(max(n_read, LEAST_EXAMPLES), most)])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from ...errors import ConfigError
 from ...reading.attention_rebuild import why_not_rebuilt
 from .baselines import ScoredSearch
-from .null_scan import NullScan, sample_examples
+from .null_scan import MAX_EXAMPLE_PAIRS, NullScan, sample_examples
 from .nulls import KINDS, NULLS, Kind, NullName, is_fixed_offset, null_names, pattern_kind
 from .resampling import false_discovery_rate, p_above_zero, random_half, studentised_intervals
 from .sampling_units import SamplingUnits, sampling_units, unit_sums
@@ -85,9 +85,20 @@ class Evidence:
 
 
 def default_null(result: ScoredSearch) -> NullName:
-    """Return the null of a pattern's kind, or the uniform one if the store has no rows of attention to read."""
+    """Return the null of a pattern's kind.
+
+    It is the uniform one if the store has no rows of attention to read, or only texts that are too long.
+    """
     name = KINDS[pattern_kind(result.pattern.node, result.site)].null
-    return name if _has_rows(result) else "uniform"
+    n_pairs = matched_pairs(result)
+    is_readable = not len(n_pairs) or n_pairs.min() <= MAX_EXAMPLE_PAIRS
+    return name if _has_rows(result) and is_readable else "uniform"
+
+
+def matched_pairs(result: ScoredSearch) -> Int64[np.ndarray, "example"]:
+    """Return the number of pairs of each matched example."""
+    n_pairs = np.concatenate([np.empty(0, np.int64), *(np.diff(s.pair_offset(result.site.name)) for s in result.store.segments)])  # fmt: skip
+    return n_pairs[np.searchsorted(result.store.example_numbers(), result.example_mass["example"].to_numpy())]
 
 
 def _has_rows(result: ScoredSearch) -> bool:
@@ -160,6 +171,8 @@ def compute_evidence(
         if name == "uniform":
             expected = np.broadcast_to(baselines.uniform_without_special[:, None, :], sums.shape)
             of_null.append(comparison.of(name, sums, expected, numbers))
+        elif numbers.size and name not in scanned:
+            of_null.append(comparison.nothing(name, f"each text has more than {MAX_EXAMPLE_PAIRS:,} pairs of tokens"))
         elif name == "offset" and is_offset:
             of_null.append(comparison.nothing(name, "the pattern is a fixed offset itself"))
         elif name == "mismatched":
@@ -218,10 +231,10 @@ class _Comparison:
         if not names or not len(numbers):
             empty = np.zeros((*result.heads["mass"].shape, 0))
             return dict.fromkeys(names, (empty, empty))
-        n_pairs = np.concatenate([np.diff(s.pair_offset(result.site.name)) for s in result.store.segments])
-        n_pairs = n_pairs[np.searchsorted(result.store.example_numbers(), numbers)]
         n_heads = result.site.n_layers * result.site.n_heads
-        self.sample = numbers[sample_examples(n_pairs, n_heads, self.seed)]
+        self.sample = numbers[sample_examples(matched_pairs(result), n_heads, self.seed)]
+        if not len(self.sample):
+            return {}
         unit = self.units.of(self.sample)
         half = random_half(int(unit.max()) + 1, self.seed)[unit]
         scan = NullScan(

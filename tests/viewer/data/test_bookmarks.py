@@ -139,6 +139,13 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
         Bookmarks(tmp_path / "pipe")
 
 
+def test_a_deeply_nested_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(FormatError, match="does not hold bookmarks"):
+        Bookmarks(path)
+
+
 def test_bookmarks_are_read_while_another_viewer_has_locked_their_file(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
     bookmarks = Bookmarks(path)

@@ -11,7 +11,7 @@ from treebank_store import tree_table, write_trees
 from headatlas.store.patterns import Pattern
 from headatlas.store.patterns.segment_matcher import site_vocabulary
 from headatlas.store.queries.evidence.mismatched_pairs import unit_pairs
-from headatlas.store.queries.evidence.null_scan import NullScan, sample_examples
+from headatlas.store.queries.evidence.null_scan import MAX_EXAMPLE_PAIRS, MAX_PAIRS, NullScan, sample_examples
 from headatlas.store.queries.evidence.row_strata import distance_bins, offset_bins
 from headatlas.store.queries.pattern_search import search
 
@@ -319,5 +319,11 @@ def test_examples_beyond_the_limit_are_left_out_at_random(monkeypatch):
     assert (np.diff(sample) > 0).all()
     assert abs(sample.mean() - 500) < 100
     assert sample.tolist() == sample_examples(np.full(1_000, 100), 72).tolist()
-    assert len(sample_examples(np.full(1_000, 10**6), 72)) == 64
+    assert len(sample_examples(np.full(1_000, 2**18), 72)) == 64
     assert len(sample_examples(np.full(10, 10**6), 72)) == 10
+
+
+def test_the_memory_of_a_null_does_not_grow_with_the_length_of_texts():
+    assert len(sample_examples(np.full(1_000, MAX_EXAMPLE_PAIRS), 72)) == MAX_PAIRS // MAX_EXAMPLE_PAIRS
+    assert sample_examples(np.array([2**28, 100, 2**28]), 72).tolist() == [1]
+    assert len(sample_examples(np.full(9, MAX_EXAMPLE_PAIRS + 1), 72)) == 0
