@@ -54,8 +54,8 @@ SAID = {
     "head, pinned query": "Attended by: queries 2,744",
     "head, pinned key": "pin a query for weights",
     "model": "the 8 strongest keys of each query",
-    "model, pinned query": "Queries 2,304",
-    "neuron, pinned query": '"query_pos":100',
+    "model, pinned query": "Queries 2,176",
+    "neuron, pinned query": r'query_pos\":100',
     "compare, heads": "A: queries",
     "compare": "Search for another example by its text",
 }
