@@ -346,7 +346,7 @@ def parse_override(text: str) -> tuple[tuple[str, str], Any]:
         raise ConfigError(f"--set {text!r}: expected section.key=value, for example corpus.max_examples=100.")
     try:
         return (keys[0], keys[1]), tomllib.loads(f"value = {value.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):  # a text
         return (keys[0], keys[1]), value.strip()
 
 

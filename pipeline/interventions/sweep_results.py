@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from headatlas.store.files.cache_folder import cache_folder
+from headatlas.store.files.cache_folder import cache_folder, read_arrays, write_arrays
 
 N_TOKENS = 10
 """Number of tokens that are listed for each intervention: those whose loss it raises most."""
@@ -133,11 +131,10 @@ class UnfinishedSweep:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         path = cache_folder("sweeps") / f"{digest[:32]}.npz"
         results = SweepResults.empty(n_variants, n_examples)
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                stored = {name: arrays[name] for name in vars(results)}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        arrays = read_arrays(path, *vars(results))
+        if arrays is None:
             return UnfinishedSweep(path, results)
+        stored = dict(zip(vars(results), arrays, strict=True))
         shapes = {name: getattr(results, name) for name in stored}
         if all(
             stored[name].dtype == array.dtype and stored[name].shape[:2] == array.shape[:2]
@@ -153,14 +150,7 @@ class UnfinishedSweep:
         """
         if not at_once and time.monotonic() - self._saved < SAVE_SECONDS:
             return
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.savez(file, **vars(self.results))
-            temporary.replace(self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        write_arrays(self.path, **vars(self.results))
         self._saved = time.monotonic()
 
     def remove(self) -> None:

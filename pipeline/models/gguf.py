@@ -135,5 +135,5 @@ def _is_intact(folder: Path, sha256: str) -> bool:
             and all(entry.is_file(follow_symlinks=False) for entry in entries.values())
             and all(file_hash(folder / name) == digest for name, digest in record["files"].items())
         )
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False

@@ -118,7 +118,7 @@ class HeadRoles:
                 index = self.site.layer_index(layer), head
                 scores = {name: float(role.evidence.heads[name].to_numpy()[index]) for name in COLUMNS[4:7]}
                 row = (role.role.name, layer, head, float(role.mass[index]), *scores.values())
-                rows.append((*row, int(n_rows[index[0]]), role.role.null))
+                rows.append((*row, int(n_rows[index[0]]), role.evidence.name))
         return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
 
 
@@ -142,7 +142,7 @@ def role_heads(
 ) -> RoleHeads:
     """Compare every head of a search for the role's pattern with the role's null.
 
-    A store without rows of attention has only the uniform null.
+    A store without rows of attention, or with very long texts only, has only the uniform null.
     """
     evidence = result.evidence if unit is None else compute_evidence(result, unit=unit)
     if evidence.null.name != role.null and NULLS[evidence.null.name].reads_attention:

@@ -8,11 +8,7 @@ are computed again and the file is replaced. Callers use `measured_statistics` a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from ..files.cache_folder import cache_folder
-from ..files.hashed_files import read_small
+from ..files.cache_folder import cache_folder, read_arrays, write_arrays
 from ..reading.snapshot import Snapshot
 from ..schema.capture_statistics import STATISTICS, Pairs, Statistic
 from ..schema.flat_rows import Rows
@@ -47,8 +42,6 @@ _VERSION = 3
 
 _Counts = dict[LayerMask, Int64[np.ndarray, "_example"]]
 """Number of rows of each example that count, by mask."""
-_DIGEST_BYTES = 32
-_CACHE_FILE_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -308,7 +301,7 @@ def _cache_file(store: Snapshot, site: Site, kind: str, name: str) -> Path:
 
 def _load(store: Snapshot, site: Site, name: str) -> StatisticValues | None:
     """Load a statistic from the cache; None if the file is missing, unreadable or of another shape."""
-    arrays = _read(_cache_file(store, site, "examples", name), "values", "rows")
+    arrays = read_arrays(_cache_file(store, site, "examples", name), "values", "rows")
     if arrays is None:
         return None
     values, rows = arrays
@@ -319,14 +312,14 @@ def _load(store: Snapshot, site: Site, name: str) -> StatisticValues | None:
 
 
 def _save(store: Snapshot, site: Site, name: str, statistic: StatisticValues) -> None:
-    _write(_cache_file(store, site, "examples", name), values=statistic.values, rows=statistic.rows)
+    write_arrays(_cache_file(store, site, "examples", name), values=statistic.values, rows=statistic.rows)
 
 
 def read_cached_array(
     store: Snapshot, site: Site, kind: str, name: str, shape: tuple[int, ...]
 ) -> Float64[np.ndarray, "*shape"] | None:
     """Read an array that `write_cached_array` wrote; None if it is missing, unreadable or of another shape."""
-    arrays = _read(_cache_file(store, site, kind, name), "values")
+    arrays = read_arrays(_cache_file(store, site, kind, name), "values")
     if arrays is None or arrays[0].shape != shape or arrays[0].dtype != np.float64:
         return None
     return arrays[0]
@@ -336,33 +329,4 @@ def write_cached_array(
     store: Snapshot, site: Site, kind: str, name: str, values: Float64[np.ndarray, "*shape"]
 ) -> None:
     """Cache a small result that depends on a whole snapshot and on nothing else."""
-    _write(_cache_file(store, site, kind, name), values=values)
-
-
-def _read(path: Path, *names: str) -> list[np.ndarray] | None:
-    """Read the arrays of a cache file; None if it is missing, or not byte for byte what `_write` wrote."""
-    try:
-        data = read_small(path, path.name, _CACHE_FILE_BYTES)
-        if hashlib.sha256(data[_DIGEST_BYTES:]).digest() == data[:_DIGEST_BYTES]:
-            with np.load(io.BytesIO(data[_DIGEST_BYTES:]), allow_pickle=False) as archive:
-                return [archive[name] for name in names]
-    except Exception:  # also those of the libraries that read archives
-        return None
-    return None
-
-
-def _write(path: Path, **arrays: np.ndarray) -> None:
-    """Write a cache file: the SHA-256 of an archive, then the archive."""
-    with contextlib.suppress(OSError):  # without a writable cache nothing is cached
-        path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(buffer.getbuffer()).digest())
-                file.write(buffer.getbuffer())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    write_arrays(_cache_file(store, site, kind, name), values=values)

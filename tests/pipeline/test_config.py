@@ -128,6 +128,11 @@ def test_files_that_are_no_jobs(text, message, tmp_path):
         load_config(path)
 
 
+def test_a_deeply_nested_value_is_a_text(job_file):
+    with pytest.raises(ConfigError, match="attention"):
+        load_config(job_file, ["keep.attention=" + "[" * 5_000])
+
+
 def test_shipped_configs_are_found_by_name():
     demo = load_config("demo")
     assert demo.corpus.kind == "templates"

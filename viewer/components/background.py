@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, nullcontext
-from threading import BoundedSemaphore, Event
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import panel as pn
@@ -18,7 +18,14 @@ Check = Callable[[], None]
 """Function that long work calls often. It raises `SupersededError` if the result is no longer needed."""
 READERS = 2
 """Most views that read at the same time in this process. It bounds the memory of all readers together."""
-_readers = BoundedSemaphore(READERS)
+SEARCHERS = 6
+"""Most searches and other computations over a corpus at the same time in this process."""
+READING = ThreadPoolExecutor(READERS, "headatlas-read")
+"""Threads of reads, whose bytes are bounded before they start."""
+SEARCHING = ThreadPoolExecutor(SEARCHERS, "headatlas-search")
+"""Threads of searches. Searches that take long never occupy the threads that read pages."""
+WAITING = ThreadPoolExecutor(2, "headatlas-wait")
+"""Threads of what waits for others: for a file that another viewer has locked, or for a server."""
 
 
 class SupersededError(Exception):
@@ -28,13 +35,13 @@ class SupersededError(Exception):
 class Newest:
     """Work of one view, of which only the newest counts.
 
-    Work that takes long runs in a thread. New work, or `stop`, ends the work before at its next `check` and drops its
-    result. With `is_limited` at most `READERS` such threads of the process run at the same time.
+    Work that takes long runs in a thread of `pool`: `READING`, `SEARCHING` or `WAITING`. New work, or `stop`,
+    ends the work before at its next `check` and drops its result.
     """
 
-    def __init__(self, *, is_limited: bool = True) -> None:
+    def __init__(self, pool: ThreadPoolExecutor = READING) -> None:
         self._key: Hashable = None
-        self._is_limited = is_limited
+        self._pool = pool
         self._stop = Event()
         if pn.state.curdoc is not None:
             pn.state.on_session_destroyed(lambda context: self.stop())  # type: ignore[arg-type]
@@ -69,8 +76,8 @@ class Newest:
 
         def run() -> Any:
             try:
-                with _reader(check) if self._is_limited else nullcontext():
-                    return work(check)
+                check()  # it may have waited for a thread
+                return work(check)
             except (SupersededError, HeadAtlasError) as error:
                 return error
 
@@ -83,7 +90,7 @@ class Newest:
             else:
                 done(result)
 
-        background(run, finish)
+        background(run, finish, self._pool)
 
     def stop(self) -> bool:
         """End the work that runs, and drop its result. Returns True if there was any."""
@@ -92,27 +99,21 @@ class Newest:
         return is_running
 
 
-@contextmanager
-def _reader(check: Check) -> Iterator[None]:
-    """Wait for a free place among the readers of the process."""
-    while not _readers.acquire(timeout=0.05):
-        check()
-    try:
-        check()
-        yield
-    finally:
-        _readers.release()
+def background(work: Callable[[], Any], done: Callable[[Any], None], pool: ThreadPoolExecutor = READING) -> None:
+    """Run `work` in a thread of `pool` and pass its result to `done` in this session.
 
-
-def background(work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-    """Run `work` in a thread and pass its result to `done` in this session. Without a server both run at once."""
+    Without a document both run at once. A document without a session is seen by nobody, such as the one that the server
+    builds when it starts: nothing is run.
+    """
     document = pn.state.curdoc
-    if document is None or document.session_context is None:
+    if document is None:
         done(work())
+        return
+    if document.session_context is None:
         return
 
     async def run() -> None:
-        result = await asyncio.to_thread(work)
+        result = await asyncio.get_running_loop().run_in_executor(pool, work)
         with step(document):
             done(result)
 

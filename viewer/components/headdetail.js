@@ -11,12 +11,12 @@ const OWN = `
 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => draw());
-  const tip = tooltip(root), title = el("h2", {style: "font-size:15px;font-weight:600"}), canvas = el("canvas", {role: "img"}), lower = el("div");
+  const tip = tooltip(root), title = el("h2", {style: "font-size:15px;font-weight:600"}), note = el("p.dim.sm", {hidden: true}), canvas = el("canvas", {role: "img"}), lower = el("div");
   const map = el("div.map", {tabindex: 0, role: "group", "aria-label": "map of one head: rows attend to columns"}, canvas), ramp = el("canvas"), top = el("span.num", {"data-high": ""});
-  const body = el("div.body", null, title, map, el("div.legend", null, "0", ramp, top, el("span.grow"), el("span", null, "rows attend to columns")), lower), card = el("section.card", {"data-picture": "one head", "data-figure": ""}, body);
+  const body = el("div.body", null, title, note, map, el("div.legend", null, "0", ramp, top, el("span.grow"), el("span", null, "rows attend to columns")), lower), card = el("section.card", {"data-picture": "one head", "data-figure": ""}, body);
   root.append(card);
   const table = mirror(card, "map of one head");
-  let frame = {}, width = 0, keep = {q: [], k: []}, size = 0, hover = null, high = 1;
+  let frame = {}, width = 0, keep = {q: [], k: []}, size = 0, hover = null, high = 1, start = [0, 0];
   const value = (q, k) => frame.attention[q * frame.shape[1] + k];
 
   function take() {
@@ -24,6 +24,7 @@ export function render({model, el: host}) {
     const shown = !!frame.attention;
     map.hidden = !shown; body.querySelector(".legend").style.display = shown ? "" : "none";
     title.textContent = frame.head ? `Head ${frame.head}` : "";
+    note.textContent = frame.note || ""; note.hidden = !frame.note; start = frame.start || [0, 0];
     if (!shown) { lower.replaceChildren(); return table.set(["Query", "Key", "Weight"], []); }
     facts(); draw();
   }
@@ -48,7 +49,7 @@ export function render({model, el: host}) {
     g.drawImage(image, 0, 0, size, height);
     g.strokeStyle = p["line-2"]; g.lineWidth = 1; g.strokeRect(.5, .5, size - 1, height - 1);
     map.size = {w: size / keep.k.length, h: height / keep.q.length};
-    const pin = parsePin(model.pin), line = pin && keep[pin.side].indexOf(pin.index);
+    const pin = parsePin(model.pin), line = pin && keep[pin.side].indexOf(pin.index - start[pin.side === "q" ? 0 : 1]);
     g.strokeStyle = p.accent; g.lineWidth = 1.5;
     if (pin && line >= 0) pin.side === "q" ? g.strokeRect(0, line * map.size.h, size, map.size.h) : g.strokeRect(line * map.size.w, 0, map.size.w, height);
     if (hover) { g.strokeStyle = p.ink; g.strokeRect(keep.k.indexOf(hover[1]) * map.size.w, keep.q.indexOf(hover[0]) * map.size.h, map.size.w, map.size.h); }
@@ -62,10 +63,10 @@ export function render({model, el: host}) {
     const position = map.size && hit(event);
     if (String(position) !== String(hover)) { hover = position; draw(); }
     if (!position) return tip.hide();
-    tip.show(event, `${frame.labels[0][position[0]]} \u2192 ${frame.labels[1][position[1]]}`, [["Weight", number(value(...position), 3), "", true], ["Query", String(position[0])], ["Key", String(position[1])]], "click pins the row");
+    tip.show(event, `${frame.labels[0][position[0]]} \u2192 ${frame.labels[1][position[1]]}`, [["Weight", number(value(...position), 3), "", true], ["Query", String(position[0] + start[0])], ["Key", String(position[1] + start[1])]], "click pins the row");
   });
   canvas.addEventListener("mouseleave", () => { hover = null; tip.hide(); draw(); });
-  canvas.addEventListener("click", event => { const position = map.size && hit(event); if (position) model.pin = model.pin === `q${position[0]}` ? "" : `q${position[0]}`; });
+  canvas.addEventListener("click", event => { const position = map.size && hit(event); if (position) { const pin = `q${position[0] + start[0]}`; model.pin = model.pin === pin ? "" : pin; } });
   keyboard(model, map, {n: () => table.toggle(), Escape: () => { if (model.pin) model.pin = ""; }});
   take();
   model.on("frame", take);

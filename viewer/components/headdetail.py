@@ -41,4 +41,4 @@ class HeadDetail(ESMView):
         sides = [tokens_frame(labels, special) for labels, special in zip(frame["labels"], frame["special"], strict=True)]  # fmt: skip
         weights = np.asarray(frame["attention"], np.float32).reshape(frame["shape"])
         choices = MapChoices(f"Head {frame['head']}", hide_special=self.hide_special, scale=self.scale)
-        return map_figure(weights, sides[0], sides[1], choices, caption, width_mm)
+        return map_figure(weights, sides[0], sides[1], choices, caption.with_notes(frame.get("note", "")), width_mm)

@@ -48,7 +48,8 @@ export function render({model, el: host}) {
   // range of tokens that a cell covers, as text
   const span = (side, i) => {
     const cells = frame.shape[side === "q" ? 2 : 3], n = side === "q" ? frame.n_queries : frame.n_keys, from = Math.floor(i * n / cells), to = Math.max(from + 1, Math.floor((i + 1) * n / cells));
-    return to - from > 1 ? `${from}\u2013${to - 1}` : tokens[side].labels[from] ?? "";
+    const start = side === "q" && frame.query_start || 0;
+    return to - from > 1 ? `${from + start}\u2013${to - 1 + start}` : tokens[side].labels[from] ?? "";
   };
   function measure() {
     const [layers, heads, rows, cols] = frame.shape;
@@ -64,7 +65,8 @@ export function render({model, el: host}) {
     }
     high = model.hide_special ? strongest.reduce((most, s) => Math.max(most, s.weight), 0) || 1 : 1;
     counts.dataset.high = high.toFixed(6);
-    counts.textContent = `${count(layers * heads)} heads \u00B7 rows attend to columns${high < .995 ? ` \u00B7 darkest ${number(high)}` : ""}${rows < frame.n_queries || cols < frame.n_keys ? ` \u00B7 each pixel the strongest of ${Math.ceil(frame.n_queries / rows)} \u00D7 ${Math.ceil(frame.n_keys / cols)}` : ""}`;
+    counts.textContent = `${count(layers * heads)} heads \u00B7 rows attend to columns${high < .995 ? ` \u00B7 darkest ${number(high)}` : ""}${rows < frame.n_queries || cols < frame.n_keys ? ` \u00B7 each pixel the strongest of ${Math.ceil(frame.n_queries / rows)} \u00D7 ${Math.ceil(frame.n_keys / cols)}` : ""}${frame.note ? ` \u00B7 ${frame.note}` : ""}`;
+    counts.title = frame.note || "";
     list();
   }
   function list() {

@@ -49,5 +49,5 @@ class ModelView(ESMView):
         pooled = f"a cell is the largest of {frame['n_queries'] / n_rows:.1f} \u00d7 {frame['n_keys'] / n_columns:.1f} weights" if n_rows < frame["n_queries"] or n_columns < frame["n_keys"] else ""  # fmt: skip
         return grid_figure(
             weights, frame.get("layers", range(n_layers)), frame.get("columns", range(n_heads)), hidden,  # type: ignore[arg-type]
-            self.scale, caption.with_notes(pooled), width_mm,
+            self.scale, caption.with_notes(pooled, frame.get("note", "")), width_mm,
         )  # fmt: skip

@@ -131,9 +131,9 @@ class Bookmarks:
             raise ConfigError(f"the note has {len(note)} characters; at most {MAX_NOTE} are allowed.")
         changes = {name: value for name, value in (("star", star), ("note", note)) if value is not None}
         try:
-            with self._lock:
-                fd = self._lock_file()
-                try:
+            fd = self._lock_file()  # it may wait, so readers are not locked out yet
+            try:
+                with self._lock:
                     self._signature = None  # within one tick of the clock, two files can have the same signature
                     self._read(fd)
                     bookmark = replace(self._bookmarks.get(key, Bookmark()), **changes)
@@ -141,8 +141,8 @@ class Bookmarks:
                     if bookmark == Bookmark():
                         del bookmarks[key]
                     replace_file(self.path, _format(bookmarks))
-                finally:
-                    os.close(fd)
+            finally:
+                os.close(fd)
         except OSError as error:
             raise ConfigError(
                 f"cannot write bookmarks to {self.path.name}: {error.strerror or error}. "
@@ -210,7 +210,7 @@ def parse_bookmarks(data: bytes, name: str) -> dict[str, Bookmark]:
             key: Bookmark(_require_type(bool, item["star"]), _require_type(str, item["note"]))
             for key, item in (heads | examples).items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(
             f"{name} does not hold bookmarks ({error}). Move it away, or name another file with --bookmarks."
         ) from error

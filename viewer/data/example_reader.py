@@ -26,7 +26,7 @@ from headatlas.store.reading.visible_keys import visible_rows
 from headatlas.store.schema.traces import Site, head_index
 from headatlas.store.store import Store
 
-from ..frames.geometry import MAX_WINDOW, window
+from ..frames.geometry import MAX_WINDOW, renormalised, window
 from ..frames.picture_units import UnitKind, Units, units_of
 from ..frames.view_frames import Head, TokensFrame, table_frame, to_codes
 from .map_pyramid import PICTURE_TOKENS, Pyramid
@@ -244,6 +244,10 @@ class Reader:
 
         return self._cache.get(self._codes_key, read)
 
+    def cached(self, key: tuple[object, ...], read: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return an array of this example and site from the cache, or `read` it."""
+        return self._cache.get((*self._key[:2], *key), read)
+
     @property
     def _codes_key(self) -> tuple[object, ...]:
         return "codes", *self._key
@@ -378,15 +382,6 @@ class Reader:
         query = read_vectors(segment, site, "query", layer, heads, query_row).values[0, 0]
         logsumexp = read_heads(segment, f"{site.name}/logsumexp", layer, heads, query_row)
         return query, read_vectors(segment, site, "key", layer, kv_heads, keys).values[0], float(logsumexp[0, 0])
-
-
-def renormalised(
-    maps: Float32[np.ndarray, "*maps query key"], hidden: Bool[np.ndarray, "key"]
-) -> Float32[np.ndarray, "*maps query key"]:
-    """Set the weights of hidden keys to 0 and scale the others so that each row adds up to 1. Rows of 0 stay 0."""
-    shown = maps * ~hidden
-    total = shown.sum(axis=-1, keepdims=True)
-    return np.divide(shown, total, out=np.zeros_like(shown), where=total > 0)
 
 
 _CACHES: WeakKeyDictionary[Any, ByteCache] = WeakKeyDictionary()

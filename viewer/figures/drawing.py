@@ -49,11 +49,14 @@ def text_width(text: str, size: float = 7) -> float:
 
 def shortened(text: str, width: float, size: float = 7) -> str:
     """Cut a text to a width in points. The cut is marked by ``…``."""
-    if text_width(text, size) <= width:
+    if len(text) < 64 + 8 * width / size and text_width(text, size) <= width:
         return text
-    while text and text_width(text + "\u2026", size) > width:
-        text = text[:-1]
-    return text.rstrip() + "\u2026"
+    left = width - text_width("\u2026", size)
+    for end, character in enumerate(text):
+        left -= text_width(character, size)
+        if left < 0:
+            return text[:end].rstrip() + "\u2026"
+    return text
 
 
 def lines_of(text: str, width: float, size: float = 7, n_lines: int = 2) -> list[str]:

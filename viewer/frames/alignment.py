@@ -70,6 +70,10 @@ class Alignment:
     def __len__(self) -> int:
         return len(self.first)
 
+    def moved(self, first: int, second: int) -> Alignment:
+        """Return the same pairs with positions that are larger by `first` and by `second`."""
+        return Alignment(self.first + first, self.second + second)
+
     def rows(self, n_first: int, n_second: int) -> tuple[list[int], list[int]]:
         """Return the index of the pair of each position, for either side; -1 for positions without a partner."""
         sides = np.full(n_first, -1), np.full(n_second, -1)

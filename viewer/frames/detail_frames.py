@@ -97,6 +97,10 @@ class DetailFrame(TypedDict):
     facts: list[list[str | float]]
     """[label, value, unit]."""
     edges: list[Edge]
+    start: NotRequired[list[int]]
+    """First query and first key of the map, if it is a part of a long text."""
+    note: NotRequired[str]
+    """Words for that part."""
     alone: NotRequired[bool]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 MAX_WINDOW = 512
 """Number of tokens that a head view shows at once."""
@@ -91,6 +91,15 @@ def window(n_tokens: int, center: int | None = None, size: int = MAX_WINDOW) -> 
     """
     start = 0 if center is None else min(max(0, center - size // 2), max(0, n_tokens - size))
     return slice(start, min(n_tokens, start + size))
+
+
+def renormalised(
+    maps: Float32[np.ndarray, "*maps query key"], hidden: Bool[np.ndarray, "key"]
+) -> Float32[np.ndarray, "*maps query key"]:
+    """Set the weights of hidden keys to 0 and scale the others so that each row adds up to 1. Rows of 0 stay 0."""
+    shown = maps * ~hidden
+    total = shown.sum(axis=-1, keepdims=True)
+    return np.divide(shown, total, out=np.zeros_like(shown), where=total > 0)
 
 
 def rebuilt_row(

@@ -117,6 +117,10 @@ class ModelFrame(TypedDict):
     shape: list[int]
     n_queries: int
     n_keys: int
+    query_start: NotRequired[int]
+    """First query of the maps, if they hold a part of the queries."""
+    note: NotRequired[str]
+    """Words for what the maps leave out."""
     layers: NotRequired[list[int]]
     """Numbers of the layers in the model, if the picture holds only some."""
     columns: NotRequired[list[int]]

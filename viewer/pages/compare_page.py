@@ -11,27 +11,27 @@ from typing import Any
 
 import numpy as np
 import panel as pn
-from jaxtyping import Float32
 
 from headatlas.store.errors import ConfigError, HeadAtlasError, NotFoundError
 from headatlas.store.queries.minimal_pairs import Contrast
 
-from ..components.background import Check, Newest
+from ..components.background import SEARCHING, Check, Newest
 from ..components.comparison import Comparison, Difference
 from ..components.headview import HeadView
 from ..data.example_reader import AT_ONCE_BYTES, Reader, reader_of
 from ..data.store_data import DataSource
-from ..frames.alignment import Alignment, HeadChange, align, difference, difference_frame
+from ..frames.alignment import Alignment, HeadChange, difference, difference_frame
 from ..frames.picture_units import Units
 from ..frames.view_frames import Head, head_name, message_frame
 from ..theme.token_labels import visible
 from .compared_sides import (
     Compared,
     Side,
+    aligned,
     all_pairs,
     changes_of_pair,
     changes_of_pairs,
-    check_size,
+    compared_parts,
     show_side,
 )
 from .comparison_choices import ComparisonChoices
@@ -50,7 +50,7 @@ class CompareViewPage(ComparisonChoices):
         """Build the layout, once."""
         self.choices, self.delta = Comparison(), Difference()
         self.delta.caption = self._difference_caption
-        self.rankings, self.finds = Newest(is_limited=False), Newest(is_limited=False)
+        self.rankings, self.finds = Newest(SEARCHING), Newest(SEARCHING)
         self._contrast: tuple[Any, Contrast | None, str] = ((), None, "")
         self._matches: tuple[str, int, list[list[str]]] = ("", 0, [])
         self.first, self.second = HeadView(), HeadView()
@@ -96,14 +96,15 @@ class CompareViewPage(ComparisonChoices):
                 layer = max((layer for layer in layers if layer <= head[0]), default=layers[0])
                 other_head = (layer, min(head[1], second.site.n_heads - 1))
             heads, names = (head, other_head), (f"{data.name} {head_name(head)}", f"{name} {head_name(other_head)}")
-        sides = []
-        for side_reader, side_head, label in zip((reader, second), heads, names, strict=True):
-            queries, keys = side_reader.units(unit)
-            sides.append(Side(side_reader, side_head, queries, keys, label))
-        if heads[1] not in sides[1].reader.site.heads:
+        if heads[1] not in second.site.heads:
             raise ConfigError(f"head {head_name(heads[1])} is not in {name}.")
-        check_size((sides[0], sides[1]))
-        return sides[0], sides[1]
+        readers, units = (reader, second), (reader.units(unit), second.units(unit))
+        parts = compared_parts(readers, units, self.pinned(reader))
+        first_side, second_side = (
+            Side(side_reader, side_head, *part.units, label, part)
+            for side_reader, side_head, part, label in zip(readers, heads, parts, names, strict=True)
+        )
+        return first_side, second_side
 
     def _partner(self, reader: Reader) -> int:
         members = self.data.pair_members(reader.example.index)
@@ -138,10 +139,7 @@ class CompareViewPage(ComparisonChoices):
         a, b = sides = self._sides_of(reader)
 
         def work(check: Check) -> Compared:
-            queries = align(a.queries.frame["pieces"], b.queries.frame["pieces"])
-            is_one_text = a.reader.same_text and b.reader.same_text
-            keys = queries if is_one_text else align(a.keys.frame["pieces"], b.keys.frame["pieces"])
-            return Compared((queries, keys), (a.map(check), b.map(check)))
+            return Compared(aligned(a, b), (a.map(check), b.map(check)))
 
         def done(compared: Compared) -> None:
             self._sides, self._alignment = sides, compared.alignment
@@ -179,8 +177,8 @@ class CompareViewPage(ComparisonChoices):
                 renormalised=side.reader.renormalise,
             )  # fmt: skip
             show_side(view, side, map_, rows, tint, letter, self.kind)
-        self._show_difference(maps, row)
-        self._show_changes(reader, maps[0])
+        self._show_difference(compared, row)
+        self._show_changes(reader, compared)
 
     def _high(self, maps: tuple[np.ndarray, np.ndarray]) -> float:
         """Return the largest weight between shown units of both sides: one scale for both pictures."""
@@ -189,7 +187,10 @@ class CompareViewPage(ComparisonChoices):
             return 1.0
         highs = []
         for side, map_ in zip(self._sides, maps, strict=True):
-            queries, keys = (~np.asarray(units.frame["special"], bool) for units in (side.queries, side.keys))
+            queries, keys = (
+                ~np.asarray(units.frame["special"], bool)[span]
+                for units, span in zip(side.part.units, side.part.spans, strict=True)
+            )
             highs.append(float(map_[queries][:, keys].max(initial=0.0)))
         return max(highs) or 1.0
 
@@ -231,20 +232,23 @@ class CompareViewPage(ComparisonChoices):
         token = None if index is None else int(self._sides[0].queries.first_token[queries.first[index]])
         self.change(pin="" if token is None else f"q{token}")
 
-    def _show_difference(self, maps: tuple[np.ndarray, np.ndarray], row: int | None) -> None:
-        assert self._alignment is not None
+    def _show_difference(self, compared: Compared, row: int | None) -> None:
         assert self._sides is not None
-        (a, b), (queries, keys) = self._sides, self._alignment
+        (a, b), (queries, keys), maps = self._sides, compared.alignment, compared.maps
+        rows, columns = compared.in_parts(a, b)
         labels = tuple(
             ([side.queries.frame["labels"][i] for i in q.tolist()], [side.keys.frame["labels"][i] for i in k.tolist()])
             for side, q, k in ((a, queries.first, keys.first), (b, queries.second, keys.second))
         )
         hidden = self._hidden(queries, a.queries), self._hidden(keys, a.keys)
-        delta = difference(*maps, queries, keys)
+        delta = difference(*maps, rows, columns)
         weights = None
         if row is not None:
-            weights = maps[0][queries.first[row], keys.first], maps[1][queries.second[row], keys.second]
+            weights = maps[0][rows.first[row], columns.first], maps[1][rows.second[row], columns.second]
         title = f"{len(queries)} of {maps[0].shape[0]} rows align"
+        title += "".join(
+            f", {letter}: {side.part.note}" for letter, side in zip("AB", (a, b), strict=True) if side.part.note
+        )
         self.delta.frame = difference_frame(
             delta, labels, title=title, row=row, weights=weights, hidden=hidden,  # type: ignore[arg-type]
         )  # fmt: skip
@@ -254,8 +258,9 @@ class CompareViewPage(ComparisonChoices):
         special = np.asarray(units.frame["special"], bool)[pairs.first]
         return special if self.hide_special else np.zeros(len(pairs), bool)
 
-    def _show_changes(self, reader: Reader, first: Float32[np.ndarray, "q1 k1"]) -> None:
+    def _show_changes(self, reader: Reader, compared: Compared) -> None:
         """Fill the choices with the heads that change most. If all maps are many weights, they come later."""
+        first, alignment = compared.maps[0], compared.alignment
         assert self._sides is not None
         (a, b), kind = self._sides, self.kind
         if self.state.pairs and kind == "examples":
@@ -264,14 +269,14 @@ class CompareViewPage(ComparisonChoices):
         self.rankings.stop()
         key = (kind, a.name, b.name, a.reader.id, b.reader.id, self.hide_special, a.head if kind != "examples" else ())
         n_weights = max(a.reader.n_weights, b.reader.n_weights)
-        if self._change_list[0] == key or n_weights > ALL_WEIGHTS:
+        is_part = not (a.part.is_whole and b.part.is_whole)
+        if self._change_list[0] == key or n_weights > ALL_WEIGHTS or is_part:
             changes_list = self._change_list[1] if self._change_list[0] == key else []
             self._change_list = key, changes_list
             self.picks.stop()
             self.choices.frame = self._choices_frame(reader, "too many weights to compare all heads")
             return
-        sides, alignment = self._sides, self._alignment
-        assert alignment is not None
+        sides = self._sides
         is_shown = [~self._hidden(*pair) for pair in zip(alignment, (a.queries, a.keys), strict=True)]
 
         def done(change_list: list[HeadChange]) -> None:

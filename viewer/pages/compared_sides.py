@@ -14,12 +14,14 @@ from headatlas.store.schema.traces import head_index
 from ..components.background import Check
 from ..components.headview import HeadView
 from ..data.example_reader import READ_BYTES, Reader
+from ..data.key_weights import Part
 from ..data.store_data import DataSource
-from ..frames.alignment import LISTED, Alignment, HeadChange, change_list, changes, difference
+from ..frames.alignment import LISTED, Alignment, HeadChange, align, change_list, changes, difference
 from ..frames.geometry import window
 from ..frames.picture_units import Units, merged
 from ..frames.view_frames import Head, head_frame, head_name, sides_frame
 from ..theme.token_labels import visible
+from .head_page import units_within
 
 ALL_PAIRS = "all"
 MAX_VALUES = 40
@@ -35,10 +37,17 @@ class Side:
     queries: Units
     keys: Units
     name: str
+    part: Part
+    """Units that are compared: all, or in a long text some."""
 
     def map(self, check: Check) -> Float32[np.ndarray, "query_unit key_unit"]:
-        """Return the weights of the head between units."""
-        return merged(self.reader.maps([self.head], check), self.queries, self.keys)[0]
+        """Return the weights of the head between the units of the part."""
+        if self.part.is_whole:
+            return merged(self.reader.maps([self.head], check), self.queries, self.keys)[0]
+        (queries, rows), (keys, columns) = (
+            units.part(span) for units, span in zip(self.part.units, self.part.spans, strict=True)
+        )
+        return merged(self.reader.maps([self.head], check, query=rows, key=columns), queries, keys)[0]
 
     def layer_maps(self, layer: int, check: Check) -> Float32[np.ndarray, "head query_unit key_unit"]:
         """Return the weights of all heads of a layer between units, rounded as in a picture."""
@@ -51,7 +60,57 @@ class Compared:
     """Content of a comparison, read and computed for its two sides."""
 
     alignment: tuple[Alignment, Alignment]
+    """Pairs of aligned units, counted in the complete texts: of the queries, and of the keys."""
     maps: tuple[Float32[np.ndarray, "q1 k1"], Float32[np.ndarray, "q2 k2"]]
+    """Weights between the units of the parts."""
+
+    def in_parts(self, a: Side, b: Side) -> tuple[Alignment, Alignment]:
+        """Return the pairs counted from the start of the parts, as rows and columns of `maps`."""
+        queries, keys = (
+            pairs.moved(-first.start, -second.start)
+            for pairs, first, second in zip(self.alignment, a.part.spans, b.part.spans, strict=True)
+        )
+        return queries, keys
+
+
+def aligned(a: Side, b: Side) -> tuple[Alignment, Alignment]:
+    """Align the units of both parts by their texts. If both sides are one text, keys are aligned as queries."""
+    pairs = []
+    for first, second, spans in zip(
+        a.part.units, b.part.units, zip(a.part.spans, b.part.spans, strict=True), strict=True
+    ):
+        texts = [units.frame["pieces"][span] for units, span in zip((first, second), spans, strict=True)]
+        pairs.append(align(*texts).moved(spans[0].start, spans[1].start))
+        if a.reader.same_text and b.reader.same_text:
+            return pairs[0], pairs[0]
+    return pairs[0], pairs[1]
+
+
+def compared_parts(
+    readers: tuple[Reader, Reader], units: tuple[tuple[Units, Units], tuple[Units, Units]], pin: tuple[str, int] | None
+) -> tuple[Part, Part]:
+    """Decide which units of both sides are read, before anything is read.
+
+    They are all units, or in long texts those around the pinned token of A, and around the unit of B with the same
+    number.
+    """
+    if sum(reader.cost(1, reader.shape[0]) for reader in readers) <= READ_BYTES // 2:
+        first, second = (Part(pair, (_all(pair[0]), _all(pair[1]))) for pair in units)
+        return first, second
+    center = -1 if pin is None else int(units[0][pin[0] == "k"].of_token[pin[1]])
+    parts = []
+    for pair in units:
+        spans = []
+        for side in pair:
+            tokens = side.first_token
+            token = int(tokens[min(center, len(tokens) - 1)]) if center >= 0 and len(tokens) else None
+            spans.append(units_within(side, _all(side), token))
+        parts.append(Part(pair, (spans[0], spans[1])))
+    return parts[0], parts[1]
+
+
+def _all(units: Units) -> slice:
+    return slice(0, len(units.frame["labels"]))
 
 
 def show_side(
@@ -68,41 +127,31 @@ def show_side(
     `aligned` are the aligned positions of the queries and of the keys of this side.
     """
     row_numbers = []
-    for positions, n in zip(aligned, map_.shape, strict=True):
+    n_units = [len(units.frame["labels"]) for units in (side.queries, side.keys)]
+    for positions, n in zip(aligned, n_units, strict=True):
         row_number = np.full(n, -1)
         row_number[positions] = np.arange(len(positions))
         row_numbers.append(row_number.tolist())
     id = f"{side.name} {side.reader.id} {kind}"
     center = int(view.pin[1:]) if view.pin else None
-    spans = [window(n, center if view.pin[:1] == name else None) for name, n in zip("qk", map_.shape, strict=True)]
+    spans = []
+    for name, part in zip("qk", side.part.spans, strict=True):
+        is_center = center is not None and view.pin[:1] == name
+        span = window(part.stop - part.start, center - part.start if is_center else None)
+        spans.append(slice(part.start + span.start, part.start + span.stop))
+    (queries, keys), (query_start, key_start) = spans, (part.start for part in side.part.spans)
+    shown = map_[
+        queries.start - query_start : queries.stop - query_start, keys.start - key_start : keys.stop - key_start
+    ]
     view.tokens = sides_frame(side.queries.frame, None if side.reader.same_text else side.keys.frame, id)
     frame = head_frame(
-        map_[None, spans[0], spans[1]], [side.head], causal=side.reader.site.causal, id=id, query_start=spans[0].start,
-        key_start=spans[1].start, n_queries=map_.shape[0], n_keys=map_.shape[1],
+        shown[None], [side.head], causal=side.reader.site.causal, id=id, query_start=queries.start,
+        key_start=keys.start, n_queries=n_units[0], n_keys=n_units[1],
     )  # fmt: skip
     view.frame = {
         **frame, "title": f"{letter}  {side.name}", "tint": tint, "group": "compare",
-        "rows": {"q": row_numbers[0][spans[0]], "k": row_numbers[1][spans[1]]},
+        "rows": {"q": row_numbers[0][queries], "k": row_numbers[1][keys]},
     }  # fmt: skip
-
-
-def check_size(sides: tuple[Side, Side]) -> None:
-    """Check that the maps of both sides and their difference are within the budget of a view.
-
-    Raises
-    ------
-    NotFoundError
-        They are not. Nothing was read.
-    """
-    cost = sum(side.reader.cost(1, side.reader.shape[0]) for side in sides)
-    if cost > READ_BYTES // 2:
-        longest = max(sides, key=lambda side: max(side.reader.shape))
-        n_tokens = max(longest.reader.shape)
-        raise NotFoundError(
-            f"{longest.name} has {n_tokens:,} tokens: comparing two maps of that size takes {cost >> 20} MiB, and this view "
-            f"reads at most {READ_BYTES >> 21} MiB. Choose another example, or open the head view, which shows a part of "
-            "the text."
-        )
 
 
 def changes_of_pair(

@@ -18,9 +18,9 @@ from headatlas.store.errors import NotFoundError, PatternError
 from ..components.background import Check
 from ..components.headview import HeadView
 from ..components.keylist import KeyList
-from ..data.example_reader import AT_ONCE_BYTES, Reader, renormalised
+from ..data.example_reader import AT_ONCE_BYTES, Reader
 from ..data.key_weights import KeyWeights, Part, key_weights
-from ..frames.geometry import MAX_WINDOW, window
+from ..frames.geometry import MAX_WINDOW, renormalised, window
 from ..frames.picture_units import UnitKind, Units, merged
 from ..frames.view_frames import Head, HeadFrame, head_frame, head_name, message_frame, sides_frame
 from ..frames.whole_example import SentenceRange, sentence_ranges

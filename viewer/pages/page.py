@@ -12,7 +12,7 @@ import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..components.background import Newest
+from ..components.background import SEARCHING, Newest
 from ..components.esm_view import ESMView
 from ..data.store_data import DataSource
 from ..data.store_facts import names_of
@@ -63,7 +63,7 @@ class Page(ABC):
         self.data: DataSource = session.data
         self.reads = Newest()
         """Reading of the picture. A new picture ends the reading of the last one."""
-        self.searches = Newest(is_limited=False)
+        self.searches = Newest(SEARCHING)
         """Search whose mass the page shows."""
         self.view: pn.Column = self.layout()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import panel as pn
 
-from ..components.background import Check, Newest
+from ..components.background import SEARCHING, Check, Newest
 from ..components.corpus_cards import Roles
 from ..data.role_answers import Answers, cached_roles, compute_roles, roles_frame, roles_of
 from .page import Page
@@ -16,7 +16,7 @@ class RoleList:
 
     def __init__(self, page: Page) -> None:
         self.page, self.card = page, Roles(page.session.receive)
-        self.searches = Newest(is_limited=False)
+        self.searches = Newest(SEARCHING)
         self.answers: Answers = {}
         self._site: str | None = None
 

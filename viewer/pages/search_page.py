@@ -19,7 +19,7 @@ from headatlas.store.patterns.token_fields import EXAMPLE_FIELDS, TOKEN_FIELDS
 from headatlas.store.queries.evidence.nulls import NULLS
 from headatlas.store.queries.pattern_search import SearchProgress, SearchResult
 
-from ..components.background import Check, Newest, background
+from ..components.background import SEARCHING, Check, Newest, background
 from ..components.bars import StateCard, StateFrame, StateItem
 from ..components.card import HeadBookmarks
 from ..components.corpus_cards import HeadMap
@@ -144,7 +144,7 @@ class SearchPage(Page):
             self.session.report_source(self._source(), self._took)
 
         if self._busy:
-            background(work, done)
+            background(work, done, SEARCHING)
         else:
             done(work())
 

@@ -16,9 +16,8 @@ import numpy as np
 import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
-from headatlas.store.schema.traces import head_index
 
-from ..components.background import Check
+from ..components.background import WAITING, Check, Newest
 from ..components.bars import Banner, Notice, PathBar, Router, StateCard, StatusLine, TopBar
 from ..components.bookmarklist import BookmarkList
 from ..data.bookmarks import Bookmark
@@ -27,7 +26,7 @@ from ..state.address_values import MAX_TEXT
 from ..state.page_table import PAGES, PageRow, row_of
 from ..state.reader_state import Problem, ViewState
 from ..theme.token_labels import visible
-from .bookmark_list import list_frame
+from .bookmark_list import BookmarkWriter, list_frame
 from .find_text import Suggestion, is_expression, suggestions
 from .layout import grid, in_cell
 from .page import Page, PageStack, page_class
@@ -41,7 +40,6 @@ GROWING_MS = 3_000
 """Interval at which a session checks a store for new segments."""
 REMOTE_MS = 60_000
 """The same for a complete store behind a URL."""
-_HEAD = re.compile(r"\s*([0-9]{1,6})\.([0-9]{1,6})\s*")
 
 
 class Session:
@@ -60,7 +58,8 @@ class Session:
         self.problems: list[Problem] = self.state.from_query(query)
         self.wants_best_head = bool(self.state.pattern) and not re.search(r"(^|&)(layer|head)=", query)
         """True if the search chooses the head: the address or the search box names none."""
-        self._new_segments = 0
+        self._new_segments, self._checks = 0, Newest(WAITING)
+        self._writer = BookmarkWriter(self.data, self._bookmarks_changed)
         self._history_step, self._pushes, self._push, self._answer = 0, 0, False, ("", 0.0)
         send = self.receive
         self.router, self.top, self.path = Router(send), TopBar(send), PathBar(send)
@@ -132,7 +131,7 @@ class Session:
         elif isinstance(expression := message.get("run"), str):
             self.run(expression.strip())
         elif isinstance(change := message.get("bookmark"), dict):
-            self.bookmark(change)
+            self._writer.save(self.state, change)
         elif message.get("refresh"):
             self.refresh_store()
         elif message.get("dismiss"):
@@ -306,13 +305,19 @@ class Session:
     def _check_for_segments(self) -> None:
         """Show a banner if new segments were committed. An empty store is reloaded at once."""
         stores = self.data.served_with
-        n_new = stores.new_segments(self.data) if stores else 0
         self._fill_notice()  # the folder may be gone, or back
-        if n_new and not self.data.n_examples:
-            self.refresh_store()
-        elif n_new != self._new_segments:
-            self._new_segments = n_new
-            self._fill_notice()
+
+        def done(n_new: int) -> None:
+            if n_new and not self.data.n_examples:
+                self.refresh_store()
+            elif n_new != self._new_segments:
+                self._new_segments = n_new
+                self._fill_notice()
+
+        if stores is not None:
+            self._checks.start(
+                "segments", lambda check: stores.new_segments(self.data), done, lambda error: None, at_once=False
+            )  # fmt: skip
 
     def refresh_store(self) -> None:
         """Reload the page with the newest snapshot of the store."""
@@ -320,27 +325,9 @@ class Session:
             self.data.served_with.refresh(self.data.name)
         self.router.frame = {**self.router.frame, "reload": True}
 
-    def bookmark(self, message: dict[str, Any]) -> None:
-        """Save a star or a note of the shown example, or of the head that the message names (by default the chosen one)."""
-        bookmarks, state = self.data.bookmarks, self.state
-        if bookmarks is None or not bookmarks.is_writable:
-            reason = "the bookmarks cannot be written. Start the viewer with --bookmarks PATH."
-            self.report([Problem("bookmark", "", reason)])
-            return
-        site, star, note = self.data.site(state.site), message.get("star"), message.get("note")
-        name = _HEAD.fullmatch(str(message.get("head", f"{state.layer}.{state.head}")))
-        try:
-            if not isinstance(star, bool | None) or not isinstance(note, str | None):
-                return
-            if message.get("example"):
-                bookmarks.update_example(self.data.example(state.example).id, star=star, note=note)
-            elif name:
-                layer, head = int(name[1]), int(name[2])
-                head_index(site, layer, head)
-                bookmarks.update(site.name, layer, head, star=star, note=note)
-            self.report([])
-        except HeadAtlasError as error:
-            self.report([Problem("bookmark", "", self.data.error_text(error))])
+    def _bookmarks_changed(self, problems: list[Problem]) -> None:
+        """Show the bookmarks after one was saved, and why it was not."""
+        self.report(problems)
         self._check_bookmarks()
 
     def _check_bookmarks(self) -> None:

@@ -8,7 +8,7 @@ import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..components.background import background
+from ..components.background import SEARCHING, background
 from ..components.space import Space
 from ..data.example_reader import Reader
 from ..data.vector_space import Plane, Sample, neighbour_plane, principal_plane, sample_tokens, space_frame
@@ -77,7 +77,7 @@ class SpaceViewPage(ExampleView):
             self._show(" \u00b7 UMAP is being computed")  # shows the principal components until UMAP is ready
         else:
             self.space.frame = message_frame("Placing tokens", f"Queries and keys of head {head[0]}.{head[1]}.")
-        background(work, done)
+        background(work, done, SEARCHING)
 
     def stop(self) -> bool:
         """Drop the projection that is being computed, and end the reading for the grid of heads."""

@@ -35,7 +35,7 @@ class ViewsPage(Page):
 
     def layout(self) -> pn.Column:
         """Build the cards and their layout, once."""
-        self.texts = Newest(is_limited=False)
+        self.texts = Newest()
         self.text, self.tabs = TokenText(), Tabs(self.session.receive)
         stage = grid()
         self.views = PageStack(self.session, VIEWS, stage, ("1", "1"))

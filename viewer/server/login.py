@@ -66,7 +66,7 @@ class Auth:
             return self.basic
         try:
             users = json.loads(Path(self.basic).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
             raise ConfigError(
                 f'the file of passwords {self.basic!r} cannot be read: {reason}. It holds {{"user": "password"}}.'

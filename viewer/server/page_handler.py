@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ MAX_UNCONNECTED = 64
 """Most sessions of one address whose page has no socket yet, such as those of a class that opens the viewer at once. If
 there are more, the oldest end.
 """
+PREPARING = ThreadPoolExecutor(1, "headatlas-prepare")
+"""Thread that reads the stores before the first session. Any number of pages wait for it without a thread each."""
 _SHEETS = [
     f"static/extensions/panel/{name}.css?v={pn.__version__}"
     for name in ("css/loading", "css/listpanel", "bundled/theme/default", "bundled/theme/native")
@@ -80,7 +83,7 @@ class PageHandler(DocHandler):  # type: ignore[misc]
             self.redirect(f"{prefix}/" + (f"?{self.request.query}" if self.request.query else ""))
             return
         if not self._stores.is_prepared:
-            await asyncio.to_thread(self._stores.prepare)
+            await asyncio.get_running_loop().run_in_executor(PREPARING, self._stores.prepare)
         address = self.request.remote_ip or ""
         if self._is_full(address):
             self.set_status(503)

@@ -53,22 +53,27 @@ from .row_strata import (
 MAX_WEIGHTS = 1 << 27
 """Number of weights, over all heads, that a scan reads. Examples beyond it are left out at random."""
 LEAST_EXAMPLES = 64
-"""Number of examples that are read in any case."""
-MAX_EXAMPLE_PAIRS = 1 << 19
-"""Number of pairs that are read of one example. Of longer ones only some runs of rows are read."""
+"""Number of examples that are read although their weights are more, within `MAX_PAIRS`."""
+MAX_PAIRS, MAX_EXAMPLE_PAIRS = 1 << 24, 1 << 18
+"""Most pairs of tokens of all examples that are read, and of one of them. A pair takes tens of bytes of memory. Of an
+example of more than 512 tokens only some runs of rows are read.
+"""
 MAX_WHOLE_PAIRS = 1 << 22
-"""Nulls over words or mismatched pairs leave out examples with more pairs."""
+"""Most pairs of an example that must be read whole, for nulls over words or mismatched pairs. Longer ones are left out."""
 N_RUNS = 16
 """Number of runs of rows of a long example, at equal distances."""
 _BLOCK_WEIGHTS = 1 << 23
 
 
 def sample_examples(n_pairs: Int64[np.ndarray, "example"], n_heads: int, seed: int = 0) -> Int64[np.ndarray, "sampled"]:
-    """Choose the examples that are read, ascending; `n_pairs` are the pairs of each, `n_heads` the heads of all layers."""
-    n_pairs = np.minimum(n_pairs, MAX_EXAMPLE_PAIRS)
+    """Choose the examples that are read, ascending.
+
+    `n_pairs` are the pairs that are read of each, `n_heads` the heads of all layers.
+    """
     order = np.random.default_rng(seed).permutation(len(n_pairs))
-    n_read = int(np.searchsorted(np.cumsum(n_pairs[order]) * n_heads, MAX_WEIGHTS, "right"))
-    return np.sort(order[: max(n_read, LEAST_EXAMPLES)])
+    total = np.cumsum(n_pairs[order])
+    n_read, most = (int(np.searchsorted(total, limit, "right")) for limit in (MAX_WEIGHTS // n_heads, MAX_PAIRS))
+    return np.sort(order[: min(max(n_read, LEAST_EXAMPLES), most)])
 
 
 @dataclass(frozen=True)
@@ -422,6 +427,9 @@ class ScanBlock:
 
     @property
     def _pairs(self) -> slice:
-        """Span of the rows on the flat pair axis of the segment."""
+        """Span of the rows on the flat pair axis of the segment. The matcher's axis has words if the plan merges tokens."""
+        if self.run is None:
+            offset = self.segment.pair_offset(self.site.name)
+            return slice(int(offset[self.examples.start]), int(offset[self.examples.stop]))
         row_start = self.matcher.row_start
         return slice(int(row_start[self._rows.start]), int(row_start[self._rows.stop]))

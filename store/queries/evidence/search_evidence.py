@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from ...errors import ConfigError
 from ...reading.attention_rebuild import why_not_rebuilt
 from .baselines import ScoredSearch
-from .null_scan import MAX_WHOLE_PAIRS, NullScan, sample_examples
+from .null_scan import MAX_EXAMPLE_PAIRS, MAX_WHOLE_PAIRS, NullScan, sample_examples
 from .nulls import KINDS, NULLS, Kind, NullName, is_fixed_offset, null_names, pattern_kind
 from .resampling import false_discovery_rate, p_above_zero, random_half, studentised_intervals, upper_end
 from .sampling_units import SamplingUnits, sampling_units, unit_sums
@@ -103,9 +103,22 @@ class Evidence:
 
 
 def default_null(result: ScoredSearch) -> NullName:
-    """Return the null of a pattern's kind, or the uniform one if the store has no rows of attention to read."""
+    """Return the null of a pattern's kind.
+
+    It is the uniform one if the store has no rows of attention to read, or only texts that are too long.
+    """
     name = KINDS[pattern_kind(result.pattern.node, result.site)].null
-    return name if _has_rows(result) else "uniform"
+    n_pairs = pairs_to_read(result, (name,))
+    is_readable = not len(n_pairs) or n_pairs.min() <= MAX_WHOLE_PAIRS
+    return name if _has_rows(result) and is_readable else "uniform"
+
+
+def pairs_to_read(result: ScoredSearch, names: Sequence[NullName]) -> Int64[np.ndarray, "example"]:
+    """Return the number of pairs of each matched example that nulls read: some rows of a long one, if these suffice."""
+    n_pairs = np.concatenate([np.empty(0, np.int64), *(np.diff(s.pair_offset(result.site.name)) for s in result.store.segments)])  # fmt: skip
+    n_pairs = n_pairs[np.searchsorted(result.store.example_numbers(), result.example_mass["example"].to_numpy())]
+    is_whole = result.words is not None or "mismatched" in names
+    return n_pairs if is_whole else np.minimum(n_pairs, MAX_EXAMPLE_PAIRS)
 
 
 def _has_rows(result: ScoredSearch) -> bool:
@@ -178,6 +191,8 @@ def compute_evidence(
         if name == "uniform":
             expected = np.broadcast_to(baselines.uniform_without_special[:, None, :], sums.shape)
             of_null.append(comparison.of(name, sums, expected, numbers))
+        elif numbers.size and name not in scanned:
+            of_null.append(comparison.nothing(name, f"each text has more than {MAX_WHOLE_PAIRS:,} pairs of tokens"))
         elif name == "offset" and is_offset:
             of_null.append(comparison.nothing(name, "the pattern is a fixed offset itself"))
         elif name == "mismatched":
@@ -233,17 +248,14 @@ class _Comparison:
         """Compute observed and expected masses of nulls that read attention, on a sample of the matched examples."""
         result = self.result
         numbers = result.example_mass["example"].to_numpy()
-        if not names:
-            return {}
-        n_pairs = np.concatenate([np.diff(s.pair_offset(result.site.name)) for s in result.store.segments])
-        n_pairs = n_pairs[np.searchsorted(result.store.example_numbers(), numbers)]
-        n_heads = result.site.n_layers * result.site.n_heads
-        if result.words is not None or "mismatched" in names:  # they need all rows of an example
-            numbers, n_pairs = numbers[n_pairs <= MAX_WHOLE_PAIRS], n_pairs[n_pairs <= MAX_WHOLE_PAIRS]
-        if not len(numbers):
+        if not names or not len(numbers):
             empty = np.zeros((*result.heads["mass"].shape, 0))
             return dict.fromkeys(names, (empty, empty))
-        self.sample = numbers[sample_examples(n_pairs, n_heads, self.seed)]
+        n_pairs, n_heads = pairs_to_read(result, names), result.site.n_layers * result.site.n_heads
+        readable = np.flatnonzero(n_pairs <= MAX_WHOLE_PAIRS)
+        if not len(readable):
+            return {}
+        self.sample = numbers[readable[sample_examples(n_pairs[readable], n_heads, self.seed)]]
         unit = self.units.of(self.sample)
         half = random_half(int(unit.max()) + 1, self.seed)[unit]
         scan = NullScan(

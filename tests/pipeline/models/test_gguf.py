@@ -130,6 +130,14 @@ def test_a_flipped_bit_is_not_loaded(tiny_gguf, tmp_path: Path, name: str):
     assert [entry.name for entry in tmp_path.iterdir()] == [folder.name]
 
 
+def test_a_deeply_nested_record_is_not_trusted(tiny_gguf, tmp_path: Path):
+    path, _ = tiny_gguf
+    record = rebuild_gguf(path, tmp_path) / "headatlas-rebuild.json"
+    original = record.read_bytes()
+    record.write_text("[" * 100_000)
+    assert (rebuild_gguf(path, tmp_path) / record.name).read_bytes() == original
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "generation_config.json"])
 def test_a_file_more_or_less_is_not_loaded(tiny_gguf, tmp_path: Path, name: str):
     path, _ = tiny_gguf

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hostile import FORGERIES, HDF5_FORGERIES, ZARR_FORGERIES
 
 from headatlas.store.files.containers.container import CONTAINERS
 
@@ -121,6 +122,12 @@ def test_races(campaign, n: int, n_whole: int) -> None:
 @pytest.mark.parametrize("n", [100, pytest.param(5_000, marks=slow)])
 def test_readers_beside_writers(campaign, container: str, n: int) -> None:
     assert campaign("readers", container=container, n=n) >= n
+
+
+def test_the_page_says_how_many_hostile_stores_there_are():
+    page = (Path(__file__).parents[3] / "docs/reliability.md").read_text(encoding="utf-8")
+    n = len(CONTAINERS) * len(FORGERIES) + len(ZARR_FORGERIES) + len(HDF5_FORGERIES)
+    assert f"| all of them, {n} |" in page
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

@@ -11,7 +11,7 @@ import pytest
 from traced_corpus import make_store
 
 from headatlas.store import Store, open_store
-from headatlas.store.statistics import measurement
+from headatlas.store.files.cache_folder import read_arrays, write_arrays
 from headatlas.store.statistics.measurement import corpus_means, measured_statistics
 
 NAME = "top5"
@@ -26,15 +26,15 @@ def same(values: list[np.ndarray] | None, expected: list[np.ndarray]) -> bool:
 @pytest.mark.fault("damaged cache file")
 def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
     path, expected = tmp_path / "x.npz", [np.arange(16, dtype=np.float32).reshape(2, 4, 2), np.arange(2)]
-    measurement._write(path, values=expected[0], rows=expected[1])
+    write_arrays(path, values=expected[0], rows=expected[1])
     good = path.read_bytes()
-    assert same(measurement._read(path, "values", "rows"), expected)
+    assert same(read_arrays(path, "values", "rows"), expected)
     for index in range(len(good)):
         for bit in range(8):
             data = bytearray(good)
             data[index] ^= 1 << bit
             path.write_bytes(data)
-            values = measurement._read(path, "values", "rows")
+            values = read_arrays(path, "values", "rows")
             assert values is None or same(values, expected), (index, bit)
 
 

@@ -12,7 +12,7 @@ from panel.io.state import set_curdoc
 
 from headatlas.store.errors import NotFoundError
 from headatlas.viewer.components import background as module
-from headatlas.viewer.components.background import READERS, Newest, SupersededError
+from headatlas.viewer.components.background import READERS, SEARCHERS, SEARCHING, WAITING, Newest, SupersededError
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def in_session(monkeypatch):
             loop = asyncio.get_running_loop()
             tasks = []
 
-            def background(work, done):
+            def background(work, done, pool):
                 async def wait():
-                    done(await asyncio.to_thread(work))
+                    done(await loop.run_in_executor(pool, work))
 
                 tasks.append(loop.create_task(wait()))
 
@@ -124,6 +124,25 @@ def test_few_views_read_at_the_same_time_and_waiting_ones_can_be_ended(in_sessio
     in_session(scenario)
     assert most == [READERS]
     assert sum(results) == READERS + 1
+
+
+@pytest.mark.parametrize("pool", [SEARCHING, WAITING])
+def test_work_that_never_ends_leaves_the_threads_that_read_pages(in_session, pool):
+    release, results = threading.Event(), []
+
+    async def scenario():
+        for index in range(4 * SEARCHERS):
+            Newest(pool).start(index, lambda check: release.wait(60), lambda result: None, never, at_once=False)
+        Newest().start("a page", lambda check: "read", results.append, never, at_once=False)
+        try:
+            async with asyncio.timeout(30):
+                while not results:
+                    await asyncio.sleep(0.01)
+        finally:
+            release.set()
+
+    in_session(scenario)
+    assert results == ["read"]
 
 
 def test_the_end_of_a_session_ends_its_work():

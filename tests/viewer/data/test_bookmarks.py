@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -136,3 +137,24 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FormatError, match="is not a file"):
         Bookmarks(tmp_path / "pipe")
+
+
+def test_a_deeply_nested_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(FormatError, match="does not hold bookmarks"):
+        Bookmarks(path)
+
+
+def test_bookmarks_are_read_while_another_viewer_has_locked_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    bookmarks = Bookmarks(path)
+    bookmarks.write("encoder", 0, 0, Bookmark(True, "first"))
+    with path.open("rb") as other, ThreadPoolExecutor(2) as pool:
+        fcntl.flock(other, fcntl.LOCK_EX)  # also a reader of the file may lock it
+        writing = pool.submit(bookmarks.write, "encoder", 0, 1, Bookmark(True, "second"))
+        reading = pool.submit(lambda: [bookmarks.all() for _ in range(3)])
+        assert [len(item) for item in reading.result()] == [1, 1, 1]  # before the writer gives up
+        fcntl.flock(other, fcntl.LOCK_UN)
+        writing.result()
+    assert len(bookmarks.all()) == 2

@@ -13,6 +13,7 @@ import pytest
 from headatlas.store.errors import ConfigError, MissingExtraError, NotFoundError
 from headatlas.viewer import draw_figure
 from headatlas.viewer.components.script_files import FOLDER
+from headatlas.viewer.figures import drawing
 from headatlas.viewer.figures.attention_figures import LineChoices, MapChoices, lines_figure, map_figure
 from headatlas.viewer.figures.drawing import MIN_SIZE, POINTS_PER_MM, Drawing
 from headatlas.viewer.figures.figure_parts import Caption, map_cells
@@ -155,3 +156,20 @@ def test_pdf_and_png_have_the_size_of_the_figure_and_fonts_inside(store_path, tm
     assert b"/ToUnicode" in pdf  # text can be selected
     png = figure.save(tmp_path / "lines.png", dpi=150).read_bytes()
     assert int.from_bytes(png[16:20], "big") == pytest.approx(170 / 25.4 * 150, abs=2)
+
+
+@pytest.mark.parametrize("text", ["x" * 20_000, "word " * 20_000, "\u0301" * 20_000, "\u4e00" * 20_000])
+def test_a_long_text_is_cut_in_one_pass(monkeypatch, text):
+    measured = []
+    width = drawing.text_width
+    monkeypatch.setattr(drawing, "text_width", lambda text, size=7: measured.append(len(text)) or width(text, size))
+    lines = drawing.lines_of(text, 200)
+    assert all(width(line) <= 200 for line in lines)
+    assert sum(measured) < 4 * len(text)
+
+
+@pytest.mark.parametrize("text", ["short", "exactly as wide as its space", "x" * 300])
+def test_a_text_is_cut_only_if_it_does_not_fit(text):
+    assert drawing.shortened(text, drawing.text_width(text)) == text
+    cut = drawing.shortened(text, drawing.text_width(text) - 0.1)
+    assert cut == "\u2026" or (cut.endswith("\u2026") and text.startswith(cut[:-1]))

@@ -45,6 +45,7 @@ STEPS: list[tuple[str, dict[str, Any]]] = [
     ("matrix, pinned query", {"pin": "q1100"}),
     ("matrix, pinned key", {"pin": "k950"}),
     ("compare", {"view": "compare"}),
+    ("compare, heads", {"compare": "heads", "other_head": "1.1"}),
     ("space", {"view": "space", "head": 1}),
     ("corpus again", {"page": "corpus", "pin": ""}),
 ]
@@ -52,7 +53,10 @@ STEPS: list[tuple[str, dict[str, Any]]] = [
 SAID = {
     "head, pinned query": "Attended by: queries 2,744",
     "head, pinned key": "pin a query for weights",
-    "model": "a picture of all heads takes at most",
+    "model": "the 8 strongest keys of each query",
+    "model, pinned query": "Queries 2,176",
+    "neuron, pinned query": r"query_pos\":100",
+    "compare, heads": "A: queries",
     "compare": "Search for another example by its text",
 }
 """Words for what is left out, by the step that shows them."""

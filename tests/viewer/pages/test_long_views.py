@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from headatlas.store.store import open_store
+from headatlas.viewer.data import edge_maps
 from headatlas.viewer.data import strongest_edge as edges
 from headatlas.viewer.data.example_reader import READ_BYTES, reader_of
 from headatlas.viewer.data.map_pyramid import Pyramid, pool_blocks
 from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.frames.picture_units import units_of
-from headatlas.viewer.frames.view_frames import to_codes
+from headatlas.viewer.frames.view_frames import pool, to_codes, unpack
 from headatlas.viewer.pages.head_page import units_within
 from headatlas.viewer.state.reader_state import ViewState
 
@@ -24,7 +25,7 @@ HEAD = (2, 3)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return DataSource(open_store(write_long_store(tmp_path_factory.mktemp("long") / "minilm", "minilm", N, 1)))
+    return DataSource(open_store(write_long_store(tmp_path_factory.mktemp("long") / "minilm", "minilm", N, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,11 @@ def example(data):
 
 def page_of(data, **fields):
     return view_of(ViewState(data.bounds, page="views", example=0, layer=HEAD[0], head=HEAD[1], **fields), data)
+
+
+def at_strongest_edge(row, special):
+    """The weights of all heads at the key that the chosen head attends to most."""
+    return row[:, :, np.where(special, -1, row[HEAD]).argmax()]
 
 
 def test_a_pinned_query_lists_its_complete_row(data, example):
@@ -57,7 +63,7 @@ def test_a_pinned_query_lists_its_complete_row(data, example):
     column = example.attention(*HEAD, query=slice(2744, 3256), key=slice(3000, 3001)).values[:, 0]
     assert back == pytest.approx({q: column[q - 2744] for q in back}, abs=1e-6)
     assert "queries 2,744\u20133,255 of 4,096" in frame["note"]
-    np.testing.assert_allclose(page.picker.frame["values"], row[:, :, best], atol=1e-6)
+    np.testing.assert_allclose(page.picker.frame["values"], at_strongest_edge(row, special), atol=1e-6)
 
 
 def test_a_pinned_key_lists_the_queries_near_it(data, example):
@@ -146,10 +152,45 @@ def test_the_strongest_edge_of_a_long_text_is_a_stored_edge(data, example, monke
     assert edges.strongest_edge(example, data.site(""), *HEAD, "", True) == edge
 
 
-def test_the_comparison_of_a_long_text_says_why_not_and_keeps_its_choices(data):
-    """The choice of B stays, so that a reader leaves a comparison that cannot be drawn."""
+def test_the_comparison_of_a_long_text_shows_the_part_around_the_pin(data, example):
+    page = page_of(data, view="compare", compare="heads", other_head="0.1", pin="q3000", specials="show")
+    part = slice(2744, 3256)
+    maps = [example.tile(layer, [head], query=part, key=part)[0] for layer, head in (HEAD, (0, 1))]
+    assert page.first.frame["n_queries"] == N
+    for view, expected in zip((page.first, page.second), maps, strict=True):
+        assert (view.frame["query_start"], view.frame["key_start"], view.pin) == (2744, 2744, "q3000")
+        np.testing.assert_allclose(unpack(view.frame["attention"][0], view.frame["codec"]), expected, atol=1e-6)
+    delta = page.delta.frame
+    np.testing.assert_allclose(delta["delta"], maps[1] - maps[0], atol=1e-6)
+    assert "512 of 512 rows align, A: queries 2,744\u20133,255 of 4,096" in delta["title"]
+    row = delta["row"]
+    assert row == 3000 - 2744
+    for listed in delta["rows"]:
+        assert (listed["a"], listed["b"]) == pytest.approx([m[row, listed["key"]] for m in maps], abs=1e-6)
+    assert "too many weights" in str(page.choices.frame)
+    page._pin_row("7")
+    assert page.state.pin == f"q{2744 + 7}"
+
+
+def test_two_long_texts_are_compared_at_the_same_tokens(data):
+    page = page_of(data, view="compare", other_example="1", pin="q3000", specials="show")
+    starts = [(view.frame["query_start"], view.frame["key_start"]) for view in (page.first, page.second)]
+    assert starts == [(2744, 2744)] * 2
+    queries, keys = page._alignment
+    examples = [data.example(number) for number in (0, 1)]
+    tables = [item.tokens().piece for item in examples]
+    maps = [item.tile(*HEAD[:1], [HEAD[1]], query=slice(2744, 3256), key=slice(2744, 3256))[0] for item in examples]
+    expected = (
+        maps[1][np.ix_(queries.second - 2744, keys.second - 2744)]
+        - maps[0][np.ix_(queries.first - 2744, keys.first - 2744)]
+    )
+    np.testing.assert_allclose(page.delta.frame["delta"], expected, atol=1e-6)
+    labels = page.delta.frame["labels"]
+    assert [label.strip() for label in labels[0][0][:5]] == [tables[0][q].strip() for q in queries.first[:5]]
+
+
+def test_the_choice_of_b_stays_if_there_is_no_comparison(data):
     page = page_of(data, view="compare", compare="heads", other_head="0.1")
-    assert "has 4,096 tokens: comparing two maps of that size takes" in str(page.first.frame)
     frame = page.choices.frame
     assert (frame["compare"], frame["choice"]) == ("heads", "0.1")
     assert [value for value, _ in frame["choices"]] == [
@@ -161,11 +202,57 @@ def test_the_comparison_of_a_long_text_says_why_not_and_keeps_its_choices(data):
     assert page.choices.frame["number"] == "0"
 
 
-def test_the_model_view_of_a_long_text_says_why_not_and_fills_its_picker(data, example):
+def slow_edge_map(example, layer, head, rows, n_pixels):
+    """The largest stored weight of each block of queries and keys, edge by edge."""
+    edges, n_rows = example.edges(layer, head), rows.stop - rows.start
+    pixels = np.zeros((min(n_rows, n_pixels), n_pixels), np.float32)
+    starts = [np.arange(side) * n // side for side, n in zip(pixels.shape, (n_rows, N), strict=True)]
+    for q in range(rows.start, rows.stop):
+        for k, weight in zip(edges["key_pos"].values[q], edges["weight"].values[q], strict=True):
+            if k >= 0:
+                r, c = ((s <= i).sum() - 1 for s, i in zip(starts, (q - rows.start, k), strict=True))
+                pixels[r, c] = max(pixels[r, c], weight)
+    return pixels
+
+
+def test_the_model_view_of_a_long_text_shows_its_strongest_keys(data, example):
     page = page_of(data, view="model", pin="q3000")
-    assert "6 \u00d7 12 maps of 4096 \u00d7 4096 tokens" in str(page.maps.frame)
-    assert "Open the head view" in str(page.maps.frame)
+    frame = page.maps.frame
+    assert frame["shape"] == [6, 12, 96, 96]
+    assert "the 8 strongest keys of each query" in frame["note"]
+    np.testing.assert_array_equal(frame["codes"][3, 5], to_codes(slow_edge_map(example, 3, 5, slice(0, N), 96)))
+    complete = pool(to_codes(example.tile(3, [5]))[None], 96)[0, 0].astype(int)
+    assert (frame["codes"][3, 5] <= complete + 1).all()  # never more than the map of all weights
+    assert (frame["codes"][3, 5].max(axis=1) >= complete.max(axis=1) - 1).all()  # and all of the strongest keys
     row = example.attention(query=slice(3000, 3001)).values[:, :, 0]
-    shown = np.flatnonzero(~example.tokens().special & (np.arange(N) != 3000))
-    best = shown[row[HEAD][shown].argmax()]
-    np.testing.assert_allclose(page.picker.frame["values"], row[:, :, best], atol=1e-6)
+    expected = at_strongest_edge(row, example.tokens().special)
+    np.testing.assert_allclose(page.picker.frame["values"], expected, atol=1e-6)
+
+
+def test_the_enlarged_head_of_a_long_text_is_the_part_around_the_pin(data, example):
+    page = page_of(data, view="model", pin="q3000", specials="show")
+    detail = page.detail.frame
+    query, key = detail["start"]
+    assert query == key == 2816 + 128 - 256
+    part = example.tile(HEAD[0], [HEAD[1]], query=slice(query, query + 512), key=slice(key, key + 512))[0]
+    np.testing.assert_allclose(detail["attention"], part, atol=1e-6)
+    for edge in detail["edges"]:
+        assert edge["weight"] == pytest.approx(part[edge["query"] - query, edge["key"] - key], abs=1e-6)
+    assert "Queries 2,688\u20133,199 of 4,096" in detail["note"]
+    page.change(pin="q2900")
+    page.refresh(frozenset({"pin"}))
+    assert page.detail.frame["start"] == [query, key]
+    page.change(pin="q100")
+    page.refresh(frozenset({"pin"}))
+    assert page.detail.frame["start"] == [0, 0]
+
+
+def test_a_text_whose_edges_are_too_many_shows_some_of_its_queries(data, example, monkeypatch):
+    monkeypatch.setattr(edge_maps, "READ_BYTES", 6 * 12 * 8 * 4 * 200)
+    page = page_of(data, view="model", pin="q3000")
+    frame = page.maps.frame
+    assert (frame["query_start"], frame["n_queries"], frame["n_keys"]) == (2900, 200, N)
+    assert len(page.maps.tokens["query"]["labels"]) == 200
+    assert frame["note"].startswith("queries 2,900\u20133,099 of 4,096")
+    expected = to_codes(slow_edge_map(example, 3, 5, slice(2900, 3100), 96))
+    np.testing.assert_array_equal(frame["codes"][3, 5], expected)

@@ -170,7 +170,7 @@ def test_a_token_is_not_in_the_address_of_a_login(store_path: Path, monkeypatch:
         assert address.endswith("?token=chosen-by-the-reader")
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"ada": 1}', '{"ada": ""}', "{"])
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"ada": 1}', '{"ada": ""}', "{", "[" * 100_000])
 def test_a_file_of_passwords_must_be_readable(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "users.json"
     if content is not None:

@@ -13,7 +13,7 @@ from headatlas.store.patterns import Pattern
 from headatlas.store.patterns.segment_matcher import site_vocabulary
 from headatlas.store.queries.evidence import null_scan
 from headatlas.store.queries.evidence.mismatched_pairs import unit_pairs
-from headatlas.store.queries.evidence.null_scan import NullScan, sample_examples
+from headatlas.store.queries.evidence.null_scan import MAX_EXAMPLE_PAIRS, MAX_PAIRS, NullScan, sample_examples
 from headatlas.store.queries.evidence.row_strata import distance_bins, offset_bins
 from headatlas.store.queries.pattern_search import search
 
@@ -350,7 +350,7 @@ def test_examples_beyond_the_limit_are_left_out_at_random(monkeypatch):
     assert (np.diff(sample) > 0).all()
     assert abs(sample.mean() - 500) < 100
     assert sample.tolist() == sample_examples(np.full(1_000, 100), 72).tolist()
-    assert len(sample_examples(np.full(1_000, 10**6), 72)) == 64
+    assert len(sample_examples(np.full(1_000, 2**18), 72)) == 64
     assert len(sample_examples(np.full(10, 10**6), 72)) == 10
 
 
@@ -389,3 +389,7 @@ def test_long_examples_are_sampled_by_rows(stores, monkeypatch):
         rows = [*range(length), *range(n - length, n)]
         assert [row for layer, i, runs in read if layer == 0 and i == example for row in runs] == rows
         assert np.allclose(masses[:, :, example].sum(), n * site.n_layers * site.n_heads, rtol=0.01)
+
+
+def test_the_memory_of_a_null_does_not_grow_with_the_length_of_texts():
+    assert len(sample_examples(np.full(1_000, MAX_EXAMPLE_PAIRS), 72)) == MAX_PAIRS // MAX_EXAMPLE_PAIRS

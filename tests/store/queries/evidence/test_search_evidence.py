@@ -66,6 +66,18 @@ def test_baselines_equal_the_slow_loop(stores, kind, text):
 
 
 @pytest.mark.parametrize("kind", SITES)
+def test_texts_that_are_too_long_for_a_null_are_compared_with_the_uniform_one(stores, kind, monkeypatch):
+    result = search(stores[kind].store, "duplicate_token", words="mean")
+    assert compute_evidence(result).null.name != "uniform"
+    monkeypatch.setattr("headatlas.store.queries.evidence.search_evidence.MAX_WHOLE_PAIRS", 1)
+    evidence = compute_evidence(result)
+    assert (evidence.null.name, evidence.null.note) == ("uniform", "")
+    (null,) = compute_evidence(result, nulls=("habit",)).nulls
+    assert (null.n_examples, null.n_above) == (0, 0)
+    assert null.note == "each text has more than 1 pairs of tokens"
+
+
+@pytest.mark.parametrize("kind", SITES)
 def test_the_offset_is_chosen_on_the_other_half(stores, kind):
     site, traced = SITES[kind], stores[kind]
     text = "duplicate_token"
