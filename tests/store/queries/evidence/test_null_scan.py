@@ -11,7 +11,7 @@ from treebank_store import tree_table, write_trees
 
 from headatlas.store.patterns import Pattern
 from headatlas.store.patterns.segment_matcher import site_vocabulary
-from headatlas.store.queries.evidence import null_scan
+from headatlas.store.queries.evidence import null_scan, scan_block
 from headatlas.store.queries.evidence.mismatched_pairs import unit_pairs
 from headatlas.store.queries.evidence.null_scan import MAX_EXAMPLE_PAIRS, MAX_PAIRS, NullScan, sample_examples
 from headatlas.store.queries.evidence.row_strata import distance_bins, offset_bins
@@ -373,13 +373,13 @@ def test_long_examples_are_sampled_by_rows(stores, monkeypatch):
     traced, site = stores["full"], SITES["full"]
     monkeypatch.setattr(null_scan, "MAX_EXAMPLE_PAIRS", 24)
     monkeypatch.setattr(null_scan, "N_RUNS", 2)
-    read, closest_rows = [], null_scan.closest_rows
+    read, closest_rows = [], scan_block.closest_rows
 
     def counted(segment, site, layer, heads, example, rows):
         read.append((layer, segment.first_example + example, rows.tolist()))
         return closest_rows(segment, site, layer, heads, example, rows)
 
-    monkeypatch.setattr(null_scan, "closest_rows", counted)
+    monkeypatch.setattr(scan_block, "closest_rows", counted)
     masses, _ = scan(traced, site, "true", "labels")["labels"]
     long_examples = [i for i, tokens in enumerate(traced.tokens[site.query_sequence]) if len(tokens) ** 2 > 24]
     assert {example for _, example, _ in read} == set(long_examples)
