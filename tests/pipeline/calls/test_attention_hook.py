@@ -16,7 +16,7 @@ from headatlas.pipeline.calls.attention_hook import (
     capturing,
     implementation,
 )
-from headatlas.pipeline.capture.sites import CallSequence, discover_sites, forward_options
+from headatlas.pipeline.capture.sites import CallSequence, count_layers, discover_sites, forward_options
 from headatlas.store.errors import UnsupportedModelError
 from tools.architectures import EAGER, REFUSED, SERVED
 from tools.tiny_models import build_inputs, build_model, build_probe, sequence_lengths
@@ -61,7 +61,7 @@ def largest_difference(model, inputs, lengths, probe, change=lambda call: call):
     for site_call, call in zip(sites.calls, calls, strict=True):
         site = sites.site(site_call.site)
         maps = expected[site_call.site]
-        if len(maps) == model.config.num_hidden_layers:  # MiniMax returns something for linear layers too
+        if len(maps) == count_layers(model, site.name):  # MiniMax returns something for linear layers too
             maps = [maps[layer] for layer in site.layers]
         difference = attention_weights(change(call)) - maps[site_call.layer]
         for row, n_queries in enumerate(lengths[site.query_sequence]):
