@@ -102,10 +102,11 @@ clean:  ## remove the environment, builds and caches, but not the stores in trac
 
 # Stamp files of the environment. It is updated if a stamp is older than the files below, and made again if the
 # environment belongs to another folder or its Python no longer exists.
-.venv/.run: pyproject.toml constraints.txt tools/environment.sh
+INSTALLED = pyproject.toml constraints.txt setup.py tools/environment.sh $(wildcard */*/kernel/*.cpp */*/kernel/*.h)
+.venv/.run: $(INSTALLED)
 	@tools/environment.sh run
 
-.venv/.dev: pyproject.toml constraints.txt tools/environment.sh
+.venv/.dev: $(INSTALLED)
 	@tools/environment.sh dev
 
 ifneq ($(shell $(PY) -c 'print(open(".venv/.where").read())' 2>/dev/null),$(CURDIR))

@@ -2,7 +2,7 @@
 // best head.
 import { count, number } from "../_js/paint.js";
 import { el, mirror } from "../_js/dom.js";
-import { component, link } from "../_js/shell.js";
+import { component, link, walk } from "../_js/shell.js";
 
 const CSS = `
 .rlist { overflow: hidden auto; padding: 4px 0 } .role { display: grid; grid-template-columns: 12px minmax(104px, 1fr) 30px minmax(64px, 1.3fr) 62px 32px; gap: 8px; align-items: center; min-height: 23px; padding: 0 12px; font-size: 12px; cursor: pointer }
@@ -19,6 +19,7 @@ export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const sub = el("span.sub.ell"), going = el("div.bar.going", {role: "progressbar", "aria-label": "roles"}, el("i")), list = el("div.body.rlist");
     const card = el("section.card", {"data-picture": "roles", "aria-label": "roles of heads"}, el("header", null, el("h2", null, "Roles of heads"), sub), going, list);
+    walk(list, () => [...list.querySelectorAll("a.role")]);
     ui.root.append(card);
     const table = mirror(card, "roles of heads");
     return frame => {
