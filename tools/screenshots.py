@@ -55,7 +55,7 @@ DRAWN = {
     "search": "[data-mass], .arrow",
     "examples": "a.er",
     "views": "table[data-mirror] td",
-    "corpus": "table[data-mirror] td",
+    "corpus": "[data-picture=roles][data-done=true]",
 }
 """Selector of an element that each page has once it is drawn."""
 
@@ -118,7 +118,7 @@ def take(address: str, names: list[str], folder: Path) -> list[str]:
             page.on("pageerror", lambda error: problems.append(str(error)))
             page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
             page.goto(f"{address}?{urlencode(PICTURES[name])}")
-            page.locator(DRAWN[str(PICTURES[name]["page"])]).first.wait_for(state="attached", timeout=60_000)
+            page.locator(DRAWN[str(PICTURES[name]["page"])]).first.wait_for(state="attached", timeout=120_000)
             if PICTURES[name].get("view") == "space":  # computed in the background
                 page.locator("canvas[data-shade]").wait_for(timeout=60_000)
             page.wait_for_load_state("networkidle")

@@ -7,7 +7,7 @@ const CSS = `
 .viewtabs { display: flex; align-items: stretch; height: 36px; background: var(--surface); border: 1px solid var(--line); border-radius: 8px; padding: 0 6px }
 .views { display: flex; align-items: stretch; min-width: 0 } .viewtabs a { display: flex; align-items: center; gap: 7px; padding: 0 12px; color: var(--ink-2); font-weight: 500; border-bottom: 2px solid transparent; border-top: 2px solid transparent } .viewtabs a[aria-selected=true] { color: var(--ink); font-weight: 600; border-bottom-color: var(--accent) }
 .starred { border: 0; background: none; font-size: 17px; line-height: 1; padding: 2px 6px; color: var(--ink-3); align-self: center } .starred[aria-pressed=true] { color: var(--warn) }
-.remark { height: 26px; width: 190px; flex: 0 1 190px; min-width: 60px; align-self: center; border: 1px solid var(--line-2); border-radius: 6px; background: var(--bg); color: var(--ink); padding: 0 8px; font-size: 12px !important }
+.remark { height: 26px; width: 190px; flex: 0 1 190px; min-width: 60px; align-self: center; border: 1px solid var(--line-2); border-radius: 6px; background: var(--bg); color: var(--ink); padding: 0 8px; margin-right: 10px; font-size: 12px !important }
 .viewtabs a { white-space: nowrap } .viewtabs a kbd { font-size: 10px; padding: 2px 4px } @media (max-width: 1000px) { .viewtabs a kbd { display: none } .viewtabs a { padding: 0 9px } } @media (max-width: 1100px) { .hint { display: none !important } } .hint { font-size: 11px; color: var(--ink-3); gap: 6px; padding-right: 6px }
 `;
 

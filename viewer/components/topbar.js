@@ -30,7 +30,7 @@ const KEYS = {c: "corpus", s: "search", e: "examples", v: "views"};
 // frame: {page, pages: [{page, label, query}], store, stores: [[name, query]], theme, drawers: ["left", "right"]}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
-    const input = el("input", {type: "search", placeholder: "Pattern, token, text, head or example", "aria-label": "search", maxlength: 2000,
+    const input = el("input", {type: "search", placeholder: "Head, token, text or pattern", "aria-label": "search", maxlength: 2000,
       role: "combobox", "aria-expanded": "false", "aria-controls": "found", autocomplete: "off", onblur: () => shut(), oninput: () => { chosen = -1; if (input.value.trim()) suggest(input.value); else shut(); },
       onkeydown: event => {
         const step = {ArrowDown: 1, ArrowUp: -1}[event.key];
