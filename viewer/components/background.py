@@ -92,9 +92,14 @@ class Newest:
 
         background(run, finish, self._pool)
 
+    @property
+    def is_running(self) -> bool:
+        """True from the start of work until its result is passed on."""
+        return self._key is not None
+
     def stop(self) -> bool:
         """End the work that runs, and drop its result. Returns True if there was any."""
-        is_running, self._key = self._key is not None, None
+        is_running, self._key = self.is_running, None
         self._stop.set()
         return is_running
 

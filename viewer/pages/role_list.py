@@ -30,7 +30,7 @@ class RoleList:
         document = pn.state.curdoc
 
         def show_found() -> None:
-            if self.page.state.site == site:
+            if self.searches.is_running and self.page.state.site == site:  # it may come after the end of the searches
                 self.answers = cached_roles(data, site)
                 self._show(is_busy=True)
 
