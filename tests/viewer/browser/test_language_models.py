@@ -77,7 +77,7 @@ def test_the_switch_hides_the_first_token_in_every_view(page, url, path):
         page.locator(f"[data-view='{view}']").click()
         number = page.locator(selector).first
         number.wait_for()
-        assert 0 < float(number.get_attribute("data-high")) < 1
+        wait_for(page, lambda number=number: 0 < float(number.get_attribute("data-high")) < 1)
         assert page.locator(f"{HIDE} >> visible=true").is_checked()
     page.locator(f"{HIDE} >> visible=true").uncheck()
     wait_query(page, specials="show")
