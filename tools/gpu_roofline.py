@@ -124,11 +124,15 @@ def table(gpu: DeviceRates = H100) -> str:
     return "\n".join(lines)
 
 
+def with_part(page: str, begin: str, end: str, text: str) -> str:
+    """Return a page whose part between two marks is `text`."""
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
+
+
 def with_table(page: str) -> str:
     """Return a page whose part between the marks is the table."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    return with_part(page, BEGIN, END, table())
 
 
 if __name__ == "__main__":

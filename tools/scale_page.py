@@ -19,7 +19,7 @@ from headatlas.store.files.containers.container import FILES_OF_A_SEGMENT
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, TraceSpec, segment_layout
 
-from .gpu_roofline import BATCH_TOKENS, H100, KEEPS, Shape, batch_bound
+from .gpu_roofline import BATCH_TOKENS, H100, KEEPS, Shape, batch_bound, with_part
 
 BEGIN, END = "<!-- begin: tools/scale_page.py -->", "<!-- end: tools/scale_page.py -->"
 N_TEXTS, N_TOKENS = 10**6, 512
@@ -87,9 +87,7 @@ def table() -> str:
 
 def with_table(page: str) -> str:
     """Return a page whose part between the marks is the table."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    return with_part(page, BEGIN, END, table())
 
 
 if __name__ == "__main__":

@@ -142,8 +142,8 @@ class Checker:
         if field is not None:
             return field.kind
         close = nearest(node.name, list(fields))
-        known = sorted(fields, key=lambda name: name in TOKEN_FIELDS or name in EXAMPLE_FIELDS)[:SHOWN_FIELDS]
-        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)} and others"
+        names = sorted(fields, key=lambda name: name in TOKEN_FIELDS or name in EXAMPLE_FIELDS)[:SHOWN_FIELDS]
+        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)} and others"
         raise self.error_at(f"{node.side} has no field {node.name!r}; {hint}", node, tuple(close))
 
     def _named(self, node: Node, name: str, body: Node) -> None:

@@ -420,8 +420,8 @@ class DataSource:
             segment = self.store.segment_of(number)
             row = number - segment.first_example
             matcher = segment_matcher(segment, site_, pattern, vocabulary, row, words=False)
-            found = matcher.example(0)
-            return matcher.evaluator.query.position[found.query], matcher.evaluator.key.position[found.key]
+            matches = matcher.example(0)
+            return matcher.evaluator.query.position[matches.query], matcher.evaluator.key.position[matches.key]
 
         return self._cache.get(("matches", site_.name, expression, number), read)
 

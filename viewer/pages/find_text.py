@@ -56,27 +56,27 @@ def suggestions(data: DataSource, state: ViewState, text: str) -> list[Suggestio
     text = text.strip()
     if not text or not data.n_examples:
         return []
-    found: list[Suggestion] = []
+    meanings: list[Suggestion] = []
     site, library = data.site(state.site), data.library(state.site)
     if match := _HEAD.fullmatch(text):
         layer, head = (int(part) for part in match.groups() if part is not None)
         page = "corpus" if state.page == "search" else state.page
-        known = "" if (layer, head) in site.heads else " (not in this store)"
+        remark = "" if (layer, head) in site.heads else " (not in this store)"
         patch = {"layer": layer, "head": head, "page": page}
-        found.append(Suggestion("head", f"Head {layer}.{head}{known}", f"layer {layer}, head {head}", patch))
+        meanings.append(Suggestion("head", f"Head {layer}.{head}{remark}", f"layer {layer}, head {head}", patch))
     if text in data.positions:
-        found.append(
+        meanings.append(
             Suggestion("example", visible(text), "example", {"page": "views", "example": data.number_of(text)})
         )
     if is_expression(text, library):
         item = library.get(text)
         detail = "search for this pattern" if item is None else item.description
-        found.append(Suggestion("pattern", visible(text), detail, {}, text if item is None else item.expression))
-    found += _named(library, text) + _relations(data, state.site, text) + _tokens(data, state.site, text)
-    found = list({(item.pattern, str(item.patch)): item for item in found}.values())
+        meanings.append(Suggestion("pattern", visible(text), detail, {}, text if item is None else item.expression))
+    meanings += _named(library, text) + _relations(data, state.site, text) + _tokens(data, state.site, text)
+    meanings = list({(item.pattern, str(item.patch)): item for item in meanings}.values())
     in_texts = {"page": "examples", "text": text, "row": 0}
     last = Suggestion("text", f"\u201c{visible(text[:60])}\u201d", "examples with this in their text or id", in_texts)
-    return [*found[: MAX_SUGGESTIONS - 1], last]
+    return [*meanings[: MAX_SUGGESTIONS - 1], last]
 
 
 def is_expression(text: str, library: dict[str, LibraryPattern]) -> bool:
